@@ -1,0 +1,69 @@
+// Interrupts: the IDT, the local APIC, the IOAPIC, the other CPUs.
+#ifndef APIC_H
+#define APIC_H
+
+#include "guest.h"
+
+struct frame { u64 r11, r10, r9, r8, rdi, rsi, rdx, rcx, rax, vec, err, rip, cs, rflags, rsp, ss; };
+
+#define LAPIC 0xFEE00000ul
+#define LAPIC_ID 0x20
+#define LAPIC_VERSION 0x30
+#define LAPIC_EOI 0xB0
+#define LAPIC_SVR 0xF0
+#define LAPIC_ICR 0x300
+#define LAPIC_ICR_HIGH 0x310
+#define LAPIC_TIMER 0x320
+#define LAPIC_LINT0 0x350
+#define LAPIC_LINT1 0x360
+#define LAPIC_INITIAL 0x380
+#define LAPIC_CURRENT 0x390
+#define LAPIC_DIVIDE 0x3E0
+
+#define IOAPIC 0xFEC00000ul
+#define IOAPIC_VERSION 1
+#define EDGE 0
+#define LEVEL 1
+
+static inline u32 lapic(u32 reg) { return rd32(LAPIC + reg); }
+static inline void lapic_set(u32 reg, u32 v) { wr32(LAPIC + reg, v); }
+static inline void eoi(void) { lapic_set(LAPIC_EOI, 0); }
+
+// A handler is called with interrupts off and does its own eoi().
+typedef void (*handler)(u32 vec);
+void idt_init(void);
+void on_vector(u32 vec, handler h);
+void lapic_init(void);
+
+extern volatile u64 ticks;                  // timer interrupts since the start
+void timer_set(u64 us, int periodic);       // 0 stops it
+
+u32 ioapic(u32 reg);
+u32 ioapic_pins(void);
+int ioapic_route(u32 pin, u32 vec, int level); // 0: no such pin
+void ioapic_mask(u32 pin);
+u32 ioapic_low(u32 pin);                    // redirection entry, low word
+
+// mp.c: Intel MultiProcessor Specification 1.4 §4.
+struct mp {
+	u32 ncpu, nbus, nioapic, nint, nlint;
+	u8 cpu_id[MAX_CPUS];
+	u32 cpus_off, ioapic_addr;
+	u64 pins;	// IOAPIC pins that an I/O interrupt entry names
+	u64 at, end;
+};
+extern struct mp mp;
+const char *mp_read(void); // NULL, or what is wrong
+
+// smp.c
+struct cpu {
+	volatile u32 here, apic_id, cpuid_id;
+	volatile u64 count;
+	u64 pad[5];
+};
+extern struct cpu cpus[MAX_CPUS]; // 0 is not used: APs from 1
+extern volatile u32 cpus_here;
+extern void (*volatile ap_job)(u32 n); // what they do, once; then they halt
+u32 smp_start(void);              // starts the APs, returns how many came
+
+#endif
