@@ -9,7 +9,6 @@ import (
 	"github.com/smolvmm/smolvmm/devices"
 )
 
-
 // Range is an address range and the device that answers it.
 type Range struct {
 	Base, Size uint64
