@@ -24,7 +24,7 @@ const (
 var (
 	compile = strings.Fields(`-c -m64 -march=x86-64 -mtune=generic -std=gnu11 -O2 -ffreestanding -fno-builtin -nostdinc
 		-mgeneral-regs-only -mno-red-zone -fno-pic -fno-pie -mcmodel=small -fno-stack-protector -fcf-protection=none
-		-fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns -fno-strict-aliasing -fno-ident -fno-jump-tables
+		-fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns -fno-strict-aliasing -fno-ident -fno-jump-tables -fno-delete-null-pointer-checks
 		-ffunction-sections -Wall -Wextra -Werror`)
 	link = strings.Fields(`-m elf_x86_64 -static -nostdlib --build-id=none --gc-sections --no-warn-rwx-segments
 		-z max-page-size=4096 -z noexecstack -s -T guest.ld`)

@@ -48,22 +48,28 @@ u32 ioapic_low(u32 pin);                    // redirection entry, low word
 struct mp {
 	u32 ncpu, nbus, nioapic, nint, nlint;
 	u8 cpu_id[MAX_CPUS];
-	u32 cpus_off, ioapic_addr;
+	u32 cpus_off, ioapic_addr, lapic_addr, nbsp;
+	u8 bsp;
 	u64 pins;	// IOAPIC pins that an I/O interrupt entry names
 	u64 at, end;
 };
 extern struct mp mp;
 const char *mp_read(void); // NULL, or what is wrong
 
-// smp.c
+// smp.c: the BSP is cpus[0], APs count from 1 in the order they came.
+typedef void (*job)(u32 n);
 struct cpu {
-	volatile u32 here, apic_id, cpuid_id;
+	volatile u32 apic_id, cpuid_id;
 	volatile u64 count;
-	u64 pad[5];
+	job volatile todo;
+	u64 pad[5]; // a cache line each
 };
-extern struct cpu cpus[MAX_CPUS]; // 0 is not used: APs from 1
-extern volatile u32 cpus_here;
-extern void (*volatile ap_job)(u32 n); // what they do, once; then they halt
-u32 smp_start(void);              // starts the APs, returns how many came
+extern struct cpu cpus[MAX_CPUS];
+extern volatile u32 aps_here;
+u32 smp_start(void);            // starts every AP of the MP table once, returns how many came
+void ap_run(u32 n, job todo);   // gives CPU n a job
+void ap_wait(u32 n);            // until it is done
+u32 cpus_expected(void);        // enabled CPUs in the MP table, or option cpus=
+void smp_count(const char *what); // every CPU counts for a while; prints each counter
 
 #endif

@@ -110,7 +110,7 @@ u64 phase(const char *name, u64 since); // prints the µs since then, gives now
 #define COM1 0x3f8
 
 // modes, each in the file of its name
-void check_all(const char *), mode_smp(const char *), mode_print(const char *), mode_echo(const char *);
+void check_all(const char *), mode_print(const char *), mode_echo(const char *);
 void mode_count(const char *), mode_touch(const char *), mode_blkbench(const char *), mode_irqstorm(const char *);
 void mode_end(const char *), mode_hostile(const char *);
 

@@ -32,7 +32,7 @@
 #define VEC_TIMER	32
 #define VEC_UART	33
 #define VEC_VIRTIO	34	// + device number
-#define VEC_LAST	62
+#define VEC_AP		62	// wakes another CPU
 #define VEC_SPURIOUS	63	// low four bits ones (Intel SDM vol. 3A §10.9)
 #define VECTORS		64
 

@@ -10,8 +10,22 @@ static void hello(const char *v)
 	ok("hello", "from the smolvmm test guest");
 }
 
+static void mode_smp(const char *v)
+{
+	const char *wrong = mp_read();
+
+	(void)v;
+	if (wrong && !lax)
+		fail("mp", "%s", wrong);
+	smp_count("smp");
+}
+
 static const struct mode modes[] = {
+	{ "check", check_all },
 	{ "hello", hello },
+	{ "smp", mode_smp },
+	{ "print", mode_print },
+	{ "echo", mode_echo },
 };
 
 void end(u8 status)
