@@ -164,7 +164,6 @@ func (t *Transport) interrupt(bit uint32) {
 func (t *Transport) needsReset(err error) {
 	t.fault.Store(&err)
 	t.status.Or(statusNeedsReset)
-	t.gen.Add(1)
 	t.interrupt(intConfig)
 }
 
@@ -237,7 +236,8 @@ func (t *Transport) reset() {
 }
 
 // Close stops the device and gives the doorbells back; KVM must have let go of
-// them. The guest's accesses find nothing afterwards. A second Close does nothing.
+// them. The guest's register writes are ignored afterwards. A second Close does
+// nothing.
 func (t *Transport) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

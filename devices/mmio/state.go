@@ -108,10 +108,14 @@ func (t *Transport) State() ([]byte, error) {
 		q := &t.queues[i]
 		sq := savedQueue{Num: q.num, Desc: q.desc, Avail: q.avail, Used: q.used}
 		if q.ring != nil {
-			if n := q.ring.InFlight(); n != 0 {
+			rs := q.ring.State()
+			if s.Status&statusNeedsReset != 0 {
+				// What a broken device abandoned will never come back, and the
+				// ring is of no use before it is made anew.
+				rs.NextAvail = rs.NextUsed
+			} else if n := q.ring.InFlight(); n != 0 {
 				return nil, fmt.Errorf("virtio-mmio: device %d, queue %d: %d requests in flight in a quiesced device", t.id, i, n)
 			}
-			rs := q.ring.State()
 			sq.Ring = &rs
 		}
 		s.Queues = append(s.Queues, sq)
