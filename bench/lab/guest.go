@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -28,11 +29,14 @@ const guestPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 // passEnv are the variables handed on without being asked for: they steer the Go runtime, or name the same folders.
 var passEnv = []string{"GODEBUG", "GOTRACEBACK", "GORACE", "GOMEMLIMIT", "XDG_CACHE_HOME", "TERM"}
 
+// initBinary is the program that becomes the init where it is not this one: a test binary is not the lab.
+var initBinary string
+
 // outPath is a file or folder to bring back.
 type outPath struct{ guest, host string }
 
 // buildGuest gathers the initramfs for a run of args (the program and its arguments) and says what comes back.
-func buildGuest(o *options, k *kernels.Kernel, args []string, merge bool) (*image.Tree, []outPath, error) {
+func buildGuest(o *options, k *kernels.Kernel, args []string, merge bool, notes io.Writer) (*image.Tree, []outPath, error) {
 	cwd, err := os.Getwd()
 	if err != nil {
 		return nil, nil, err
@@ -44,7 +48,7 @@ func buildGuest(o *options, k *kernels.Kernel, args []string, merge bool) (*imag
 		home = "/root"
 	}
 	root.Dir(home, 0o755)
-	if err := workDir(root, cwd); err != nil {
+	if err := workDir(root, cwd, notes); err != nil {
 		return nil, nil, err
 	}
 	spec := wire.Spec{Args: args, Dir: cwd, Merge: merge}
@@ -99,34 +103,33 @@ func buildGuest(o *options, k *kernels.Kernel, args []string, merge bool) (*imag
 		return nil, nil, err
 	}
 
-	t2 := image.NewTree()
-	t2.CharDev("/dev/console", 0o600, 5, 1)
-	t2.CharDev("/dev/null", 0o666, 1, 3)
-	self, err := os.Executable()
-	if err != nil {
+	initramfs := image.NewTree()
+	initramfs.CharDev("/dev/console", 0o600, 5, 1)
+	initramfs.CharDev("/dev/null", 0o666, 1, 3)
+	self := initBinary
+	if self == "" {
+		if self, err = os.Executable(); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := addInit(initramfs, self); err != nil {
 		return nil, nil, err
 	}
-	if err := addInit(t2, self); err != nil {
+	if spec.Modules, err = addModules(initramfs, k, o); err != nil {
 		return nil, nil, err
 	}
-	if spec.Modules, err = addModules(t2, k, o); err != nil {
-		return nil, nil, err
-	}
-	t2.Under(wire.GuestRoot, root)
+	initramfs.Under(wire.GuestRoot, root)
 	b, err := json.Marshal(spec)
 	if err != nil {
 		return nil, nil, err
 	}
-	t2.Bytes(wire.SpecPath, b, 0o644)
-	return t2, outs, nil
+	initramfs.Bytes(wire.SpecPath, b, 0o644)
+	return initramfs, outs, nil
 }
 
 // skeleton adds what a program expects of a root, beside what the init mounts.
 func skeleton(t *image.Tree) {
-	for _, l := range image.UsrLinks {
-		t.Dir("/usr/"+l, 0o755)
-		t.Symlink("/"+l, "usr/"+l)
-	}
+	usrLinks(t)
 	for _, d := range []string{"/dev", "/proc", "/sys", "/run", "/mnt", "/var/run", "/etc"} {
 		t.Dir(d, 0o755)
 	}
@@ -138,12 +141,16 @@ func skeleton(t *image.Tree) {
 	t.Bytes("/etc/nsswitch.conf", []byte("passwd: files\ngroup: files\nhosts: files dns\n"), 0o644)
 }
 
-// addInit puts the lab's own binary in as /init. It is static unless cgo was on when it was built.
-func addInit(t *image.Tree, self string) error {
+func usrLinks(t *image.Tree) {
 	for _, l := range image.UsrLinks {
 		t.Dir("/usr/"+l, 0o755)
 		t.Symlink("/"+l, "usr/"+l)
 	}
+}
+
+// addInit puts the lab's own binary in as /init. It is static unless cgo was on when it was built.
+func addInit(t *image.Tree, self string) error {
+	usrLinks(t)
 	return t.Program(self, "/init")
 }
 
@@ -206,7 +213,7 @@ func addModules(t *image.Tree, k *kernels.Kernel, o *options) ([]string, error) 
 
 // workDir makes the caller's working directory exist in the guest, with its contents where it is part of a Go module
 // and small: go test runs a test in its package's folder.
-func workDir(t *image.Tree, cwd string) error {
+func workDir(t *image.Tree, cwd string, notes io.Writer) error {
 	t.Dir(cwd, 0o755)
 	mod := moduleRoot(cwd)
 	if mod == "" {
@@ -216,8 +223,12 @@ func workDir(t *image.Tree, cwd string) error {
 		return err
 	}
 	n, err := image.FolderSize(cwd, maxWorkDir)
-	if err != nil || n > maxWorkDir {
+	if err != nil {
 		return err
+	}
+	if n > maxWorkDir {
+		fmt.Fprintf(notes, "lab: %s has over %d MiB and is empty in the lab: put in what is needed with -file\n", cwd, maxWorkDir>>20)
+		return nil
 	}
 	return t.Path(cwd, cwd)
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -29,6 +30,7 @@ const usage = `Run a program where /dev/kvm is a complete KVM, in software.
   lab [flags] PROGRAM [arguments]     run it in a fresh lab and return its exit status
   lab setup [-kernel cloud|generic]   install QEMU and the kernel (apt-get)
   lab doctor                          say what is there and what is missing
+  lab vmlinux                         print the path of the kernel's ELF image, a PVH guest for tests
   go test -exec "lab -timeout 2m" ./vmm/...
 
 `
@@ -109,6 +111,8 @@ func run(args []string, stdout, stderr *os.File) int {
 		err = setup(f.Args()[1:], o.kernel, stderr)
 	case "doctor":
 		err = doctor(stderr)
+	case "vmlinux":
+		err = vmlinux(o.kernel, stdout)
 	default:
 		status, err = runLab(&o, f.Args(), stdout, stderr)
 	}
@@ -166,4 +170,21 @@ func doctor(w io.Writer) error {
 		}
 	}
 	return missing
+}
+
+// vmlinux prints where the ELF image of the kernel is.
+func vmlinux(flavour string, w io.Writer) error {
+	cache, err := kernels.CacheDir()
+	if err != nil {
+		return err
+	}
+	k, err := kernels.Find(cache, flavour)
+	if err != nil {
+		return err
+	}
+	if filepath.Base(k.Image) != "vmlinux" {
+		return fmt.Errorf("the ELF image of %s could not be extracted when it was set up", k.Package)
+	}
+	_, err = fmt.Fprintln(w, k.ImagePath())
+	return err
 }

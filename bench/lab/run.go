@@ -1,7 +1,6 @@
 package main
 
 import (
-	"archive/tar"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -13,7 +12,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -50,12 +48,19 @@ func runLab(o *options, args []string, stdout, stderr *os.File) (int, error) {
 	if o.memory < 256 || o.cpus < 1 || o.cpus > 64 {
 		return 0, fmt.Errorf("-m %d -cpus %d: a lab has 256 MiB or more and 1 to 64 CPUs", o.memory, o.cpus)
 	}
+	var drives []string
 	for _, d := range o.drives {
+		// An absolute path is nothing else to QEMU; "nbd:…" or "json:…" would be.
+		d, err := filepath.Abs(d)
+		if err != nil {
+			return 0, err
+		}
 		if _, err := os.Stat(d); err != nil {
 			return 0, fmt.Errorf("-drive: %w", err)
 		}
+		drives = append(drives, d)
 	}
-	tree, outs, err := buildGuest(o, k, args, sameFile(stdout, stderr))
+	tree, outs, err := buildGuest(o, k, args, sameFile(stdout, stderr), stderr)
 	if err != nil {
 		return 0, err
 	}
@@ -78,7 +83,7 @@ func runLab(o *options, args []string, stdout, stderr *os.File) (int, error) {
 
 	v := &vm{
 		kernel: k.ImagePath(), initrd: "/proc/self/fd/3", portFD: 4,
-		memory: o.memory, cpus: o.cpus, drives: o.drives, kernelArgs: o.kernelArgs,
+		memory: o.memory, cpus: o.cpus, drives: drives, kernelArgs: o.kernelArgs,
 	}
 	r := &running{o: o, port: port, stdout: stdout, stderr: stderr, outs: outs, begin: begin, started: make(chan struct{})}
 	cmd := exec.Command(qemu, v.args()...)
@@ -198,7 +203,10 @@ func (r *running) whyEnded(end error) error {
 	if msg := r.qemuErr.firstError(); msg != "" && !r.hasStarted() {
 		return fmt.Errorf("QEMU ended (%s): %s%s", state, msg, r.console.lines("; the console's end:"))
 	}
-	return fmt.Errorf("the lab's machine ended before the program did (QEMU: %s)%s", state, r.console.lines("; the console's end:"))
+	if p := r.console.panicLine(); p != "" {
+		state = p
+	}
+	return fmt.Errorf("the lab's machine ended before the program did (%s)%s", state, r.console.lines("; the console's end:"))
 }
 
 // frames carries the program's output to its end.
@@ -288,58 +296,6 @@ func (r *running) ended(e wire.Exit, mark int) int {
 	return status
 }
 
-// unpackOut writes what comes back. The guest may name only what was asked for and what is below it.
-func unpackOut(r io.Reader, outs []outPath) error {
-	tr := tar.NewReader(r)
-	for {
-		h, err := tr.Next()
-		if err == io.EOF {
-			_, err := io.Copy(io.Discard, r)
-			return err
-		}
-		if err != nil {
-			return err
-		}
-		host, err := hostPath(h.Name, outs)
-		if err != nil {
-			return err
-		}
-		if h.Typeflag == tar.TypeDir {
-			if err := os.MkdirAll(host, 0o755); err != nil {
-				return err
-			}
-			continue
-		}
-		if h.Typeflag != tar.TypeReg {
-			return fmt.Errorf("%s is neither a file nor a folder", h.Name)
-		}
-		if err := os.MkdirAll(filepath.Dir(host), 0o755); err != nil {
-			return err
-		}
-		f, err := os.OpenFile(host, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o644)
-		if err != nil {
-			return err
-		}
-		_, err = io.Copy(f, tr)
-		if err := errors.Join(err, f.Close()); err != nil {
-			return err
-		}
-	}
-}
-
-func hostPath(guest string, outs []outPath) (string, error) {
-	p := filepath.Clean(guest)
-	for _, o := range outs {
-		if p == o.guest {
-			return o.host, nil
-		}
-		if rel, ok := strings.CutPrefix(p, o.guest+"/"); ok && filepath.IsLocal(rel) {
-			return filepath.Join(o.host, rel), nil
-		}
-	}
-	return "", fmt.Errorf("the guest sent %q, which was not asked for", guest)
-}
-
 // writeInitrd writes the archive to memory, where nothing has to be removed afterwards.
 func writeInitrd(t *image.Tree) (*os.File, error) {
 	fd, err := unix.MemfdCreate("lab-initramfs", unix.MFD_CLOEXEC)
@@ -359,58 +315,4 @@ func sameFile(a, b *os.File) bool {
 	fa, errA := a.Stat()
 	fb, errB := b.Stat()
 	return errA == nil && errB == nil && os.SameFile(fa, fb)
-}
-
-// tail keeps the end of what is written to it.
-type tail struct {
-	mu   sync.Mutex
-	buf  []byte
-	lost int // bytes before buf
-}
-
-// maxTail bounds a tail, in bytes.
-const maxTail = 64 << 10
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.buf = append(t.buf, p...)
-	if n := len(t.buf) - maxTail; n > maxTail {
-		t.buf = append(t.buf[:0], t.buf[n:]...)
-		t.lost += n
-	}
-	return len(p), nil
-}
-
-func (t *tail) total() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.lost + len(t.buf)
-}
-
-// since returns what was written after the first n bytes and is still kept.
-func (t *tail) since(n int) []byte {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return bytes.Clone(t.buf[min(max(0, n-t.lost), len(t.buf)):])
-}
-
-// lines gives the last lines behind a heading, or nothing where there are none.
-func (t *tail) lines(heading string) string {
-	text := strings.TrimSpace(strings.ReplaceAll(string(t.since(0)), "\r", ""))
-	if text == "" {
-		return ""
-	}
-	l := strings.Split(text, "\n")
-	return heading + "\n" + strings.Join(l[max(0, len(l)-30):], "\n")
-}
-
-// firstError is QEMU's first line that is not a warning.
-func (t *tail) firstError() string {
-	for line := range strings.SplitSeq(string(t.since(0)), "\n") {
-		if line = strings.TrimSpace(line); line != "" && !strings.Contains(line, "warning:") {
-			return line
-		}
-	}
-	return ""
 }

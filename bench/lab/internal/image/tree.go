@@ -222,7 +222,11 @@ type lazyFile struct {
 	f    *os.File
 }
 
+// ReadAt gives the size announced, whatever has become of the file meanwhile: the archive's header is already written.
 func (l *lazyFile) ReadAt(p []byte, off int64) (int, error) {
+	if off >= l.size {
+		return 0, io.EOF
+	}
 	if l.f == nil {
 		f, err := os.Open(l.path)
 		if err != nil {
@@ -230,7 +234,13 @@ func (l *lazyFile) ReadAt(p []byte, off int64) (int, error) {
 		}
 		l.f = f
 	}
-	return l.f.ReadAt(p, off)
+	p = p[:min(int64(len(p)), l.size-off)]
+	n, err := l.f.ReadAt(p, off)
+	if err != nil && err != io.EOF {
+		return n, err
+	}
+	clear(p[n:])
+	return len(p), nil
 }
 
 // Close closes the file; the cpio writer calls it when the record is written.

@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // packages are what the lab needs of Debian: the emulator with its firmware, and depmod.
@@ -169,15 +171,24 @@ func depmod() (string, error) {
 }
 
 func (s *setup) kernel(cache, flavour string) error {
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return err
+	}
+	// Two at a time would take away each other's folder.
+	lock, err := os.OpenFile(filepath.Join(cache, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("locking %s: %w", lock.Name(), err)
+	}
 	k, err := Find(cache, flavour)
 	if err == nil {
 		s.say("the %s kernel %s is in %s", flavour, k.Release, k.Dir)
 		return nil
 	}
 	if !errors.Is(err, ErrSetup) {
-		return err
-	}
-	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return err
 	}
 	tmp, err := os.MkdirTemp(cache, ".unpack-")

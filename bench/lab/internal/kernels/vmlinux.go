@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os/exec"
 
 	"github.com/pierrec/lz4/v4"
 )
@@ -45,12 +46,38 @@ func Vmlinux(b []byte) ([]byte, error) {
 			return nil, err
 		}
 		r = z
+	case bytes.HasPrefix(p, []byte{0xfd, '7', 'z', 'X', 'Z'}):
+		return check(external(p, size, "xz"))
+	case bytes.HasPrefix(p, []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		return check(external(p, size, "zstd"))
 	default:
-		return nil, fmt.Errorf("compression % x is neither LZ4 nor gzip", p[:4])
+		return nil, fmt.Errorf("compression % x is none of LZ4, gzip, xz and zstd", p[:4])
 	}
 	v := make([]byte, size)
 	if _, err := io.ReadFull(r, v); err != nil {
 		return nil, fmt.Errorf("decompressing: %w", err)
+	}
+	return check(v, nil)
+}
+
+// external decompresses with a program of the machine: only the larger kernel needs one, and boots without it too.
+func external(p []byte, size uint32, prog string) ([]byte, error) {
+	c := exec.Command(prog, "-d", "-c", "-q")
+	c.Stdin = bytes.NewReader(p)
+	out, err := c.Output()
+	if err != nil {
+		return nil, fmt.Errorf("decompressing with %s: %w", prog, err)
+	}
+	if len(out) != int(size) {
+		return nil, fmt.Errorf("%s gave %d bytes, the image says %d", prog, len(out), size)
+	}
+	return out, nil
+}
+
+// check passes an ELF file on.
+func check(v []byte, err error) ([]byte, error) {
+	if err != nil {
+		return nil, err
 	}
 	if _, err := elf.NewFile(bytes.NewReader(v)); err != nil {
 		return nil, err

@@ -21,6 +21,7 @@ const (
 func main() {
 	exit := flag.Int("exit", 7, "exit status")
 	write := flag.String("write", "", "file to write")
+	read := flag.String("read", "", "file to read")
 	hang := flag.Bool("hang", false, "wait for a signal")
 	kill := flag.Bool("kill", false, "end by SIGKILL")
 	panicKernel := flag.Bool("panic", false, "make the kernel panic")
@@ -41,7 +42,10 @@ func main() {
 	fmt.Println("kvm", kvm())
 	drive, err := os.ReadFile("/dev/vda")
 	fmt.Println("drive", len(drive), err == nil)
-	fmt.Println("pivot", pivot())
+	if *read != "" {
+		b, err := os.ReadFile(*read)
+		fmt.Println("read", len(b), err == nil)
+	}
 	fmt.Fprintln(os.Stderr, "on the other stream")
 	if *write != "" {
 		if err := os.WriteFile(*write, []byte("from the lab\n"), 0o644); err != nil {
@@ -62,6 +66,7 @@ func main() {
 		_ = os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
 		time.Sleep(time.Hour)
 	}
+	fmt.Println("pivot", pivot())
 	os.Exit(*exit)
 }
 
