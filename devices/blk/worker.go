@@ -32,17 +32,28 @@ type worker struct {
 // run drains the ring, sleeps until the driver announces more, and so on until
 // it is told to stop or the driver breaks the rules.
 func (w *worker) run() {
+	for w.drain() {
+		if err := w.queue.Kick.Wait(); err != nil {
+			w.driver.Fault(err)
+			return
+		}
+	}
+}
+
+// drain serves what is in the ring until it is empty and the driver has been
+// asked to announce what comes next. It says false when the worker must end.
+func (w *worker) drain() bool {
 	q := w.queue
 	for {
 		q.DisableKicks()
 		for {
 			if w.d.stop.Load() {
-				return
+				return false
 			}
 			c, err := q.Pop()
 			if err != nil {
 				w.driver.Fault(err)
-				return
+				return false
 			}
 			if c == nil {
 				break
@@ -54,12 +65,8 @@ func (w *worker) run() {
 				w.driver.Used()
 			}
 		}
-		if q.EnableKicks() {
-			continue
-		}
-		if err := q.Kick.Wait(); err != nil {
-			w.driver.Fault(err)
-			return
+		if !q.EnableKicks() {
+			return true
 		}
 	}
 }
