@@ -113,7 +113,7 @@ func (t *Transport) State() ([]byte, error) {
 				// What a broken device abandoned will never come back, and the
 				// ring is of no use before it is made anew.
 				rs.NextAvail = rs.NextUsed
-			} else if n := q.ring.InFlight(); n != 0 {
+			} else if n := rs.NextAvail - rs.NextUsed; n != 0 {
 				return nil, fmt.Errorf("virtio-mmio: device %d, queue %d: %d requests in flight in a quiesced device", t.id, i, n)
 			}
 			sq.Ring = &rs

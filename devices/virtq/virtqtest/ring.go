@@ -365,7 +365,7 @@ func (r *Ring) UsedFlags() uint16 { return uint16(r.usedWord.Load()) }
 // UsedIdx is used.idx as the device has it.
 func (r *Ring) UsedIdx() uint16 { return uint16(r.usedWord.Load() >> 16) }
 
-// Free descriptors.
+// Room is the number of free descriptors.
 func (r *Ring) Room() int { return len(r.free) }
 
 // DisableInterrupts asks the device not to interrupt (VirtIO 1.2 §2.7.7).
