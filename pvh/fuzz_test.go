@@ -23,7 +23,8 @@ func allocated() uint64 {
 
 func FuzzLoad(f *testing.F) {
 	for _, bits := range []int{64, 32} {
-		img := netbsd(bits)
+		img := netbsd(bits) // with little in it: small seeds are soon minimised
+		img.progs[0].data, img.progs[1].data = pattern(40, 1), pattern(24, 2)
 		img.sections = []prog{{typ: 7, data: entryNote32(0x200000)}}
 		f.Add(img.build(), "root=ld0a console=com", uint32(1<<5), []byte("initrd"))
 		f.Add(pack(img.build()), "", uint32(0), []byte{})

@@ -104,7 +104,7 @@ type Entry struct {
 func (e *Entry) Regs() Regs { return bootRegs(e.EIP, e.StartInfo) }
 
 // Load reads kernel into mem, places what the guest is told beside it, and
-// says where to start. File bytes are read straight into guest RAM. An error
+// says where to start. No copy of the kernel is kept. An error
 // is an *Error: one line that names the file and the fact; guest RAM may have
 // been written in part by then, and is of no further use.
 func Load(mem *guestmem.Memory, kernel File, p Params) (*Entry, error) {
@@ -242,7 +242,12 @@ func (img *image) load(mem *guestmem.Memory, src source, fresh bool) error {
 		if err != nil {
 			return fmt.Errorf("%s: segment %d: %w", img.name, s.index, err)
 		}
-		if err := src.readAt(b[:s.filesz:s.filesz], s.offset); err != nil {
+		if f, ok := src.(plainSource); ok {
+			err = fill(mem, f.f, s.offset, s.Addr, s.filesz)
+		} else {
+			err = src.readAt(b[:s.filesz:s.filesz], s.offset)
+		}
+		if err != nil {
 			return img.readError(fmt.Errorf("segment %d: %w", s.index, err))
 		}
 		if !fresh {
@@ -280,11 +285,7 @@ func loadModules(mem *guestmem.Memory, files []File, kernelEnd uint64) ([]Span, 
 		spans[i] = Span{top, uint64(f.Size)}
 	}
 	for i, f := range files {
-		b, err := mem.Slice(spans[i].Addr, spans[i].Size)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", f.Name, err)
-		}
-		if err := readFull(f.R, b, 0); err != nil {
+		if err := fill(mem, f, 0, spans[i].Addr, spans[i].Size); err != nil {
 			return nil, fail(f.Name, ErrTruncated, "initrd cannot be read to its end: %v", err)
 		}
 	}

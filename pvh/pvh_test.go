@@ -115,6 +115,32 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+// TestFill reads pieces around the sizes where the way of reading changes, in
+// both ranges of RAM, and next to bytes that must stay.
+func TestFill(t *testing.T) {
+	data := pattern(fillMin+3*4096+77, 0x21)
+	for _, gpa := range []uint64{0x100000, 0x100001, 0x100FFF, 1 << 32, 1<<32 + 0x123} {
+		for _, n := range []uint64{0, 1, fillMin - 1, fillMin, fillMin + 1, fillMin + 2*4096} {
+			mem := ram(t, guestmem.HoleStart+2<<20)
+			w, _ := mem.Slice(gpa&^0xFFF, 1<<20)
+			w[gpa&0xFFF+n] = 0xEE
+			if gpa&0xFFF != 0 {
+				w[gpa&0xFFF-1] = 0xEE
+			}
+			if err := fill(mem, file(data), 77, gpa, n); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(w[gpa&0xFFF:][:n], data[77:77+n]) || w[gpa&0xFFF+n] != 0xEE || gpa&0xFFF != 0 && w[gpa&0xFFF-1] != 0xEE {
+				t.Errorf("%d bytes at %#x: wrong bytes in RAM", n, gpa)
+			}
+			if err := fill(mem, file(data[:n/2]), 0, gpa, n); n > 0 && err == nil {
+				t.Errorf("%d bytes of a file of %d: no error", n, n/2)
+			}
+			mem.Close()
+		}
+	}
+}
+
 // TestLoadWritesOnlyWhatItStates compares all of RAM with what Entry and the
 // package's comment say was written.
 func TestLoadWritesOnlyWhatItStates(t *testing.T) {
