@@ -96,8 +96,8 @@ type Config struct {
 	EventIdx bool `json:"event_idx"` // VIRTIO_F_EVENT_IDX was negotiated
 	Indirect bool `json:"indirect"`  // VIRTIO_F_INDIRECT_DESC was negotiated
 
-	// MaxIndirect bounds an indirect table, in descriptors; 0 stands for the
-	// larger of Size and DefaultMaxIndirect.
+	// MaxIndirect bounds an indirect table, in descriptors, up to MaxSize; 0
+	// stands for the larger of Size and DefaultMaxIndirect.
 	MaxIndirect uint32 `json:"max_indirect,omitempty"`
 }
 
@@ -181,6 +181,9 @@ func (q *Queue) Attach(mem *guestmem.Memory) error {
 	c := q.cfg
 	if c.Size == 0 || c.Size > MaxSize || c.Size&(c.Size-1) != 0 {
 		return fmt.Errorf("virtqueue size %d: must be a power of two up to %d", c.Size, MaxSize)
+	}
+	if c.MaxIndirect > MaxSize {
+		return fmt.Errorf("virtqueue indirect tables of %d descriptors: at most %d", c.MaxIndirect, MaxSize)
 	}
 	n := uint64(c.Size)
 	var areas [3][]byte

@@ -46,6 +46,8 @@ func TestNewChecks(t *testing.T) {
 		{"size 0", func(c *virtq.Config) { c.Size = 0 }, "power of two"},
 		{"size 3", func(c *virtq.Config) { c.Size = 3 }, "power of two"},
 		{"size 65535", func(c *virtq.Config) { c.Size = 65535 }, "power of two"},
+		{"indirect 32768", func(c *virtq.Config) { c.MaxIndirect = 32768 }, ""},
+		{"indirect 32769", func(c *virtq.Config) { c.MaxIndirect = 32769 }, "at most 32768"},
 		{"desc misaligned", func(c *virtq.Config) { c.Desc += 8 }, "descriptor table at 0x1008: must be a multiple of 16"},
 		{"avail at 2", func(c *virtq.Config) { c.Avail += 2 }, ""},
 		{"avail misaligned", func(c *virtq.Config) { c.Avail++ }, "available ring at 0x2001: must be a multiple of 2"},
