@@ -22,12 +22,12 @@ const (
 // Plain integer instructions only (a KVM that emulates ring 0 knows no others),
 // and nothing in the output that depends on where or when it was built.
 var (
-	compile = strings.Fields(`-c -m64 -march=x86-64 -mtune=generic -std=gnu11 -O2 -ffreestanding -fno-builtin -nostdinc
+	compile = strings.Fields(`-c -m64 -march=x86-64 -mtune=generic -std=gnu11 -Os -ffreestanding -fno-builtin -nostdinc
 		-mgeneral-regs-only -mno-red-zone -fno-pic -fno-pie -mcmodel=small -fno-stack-protector -fcf-protection=none
 		-fno-asynchronous-unwind-tables -fno-tree-loop-distribute-patterns -fno-strict-aliasing -fno-ident -fno-jump-tables -fno-delete-null-pointer-checks
 		-ffunction-sections -Wall -Wextra -Werror`)
 	link = strings.Fields(`-m elf_x86_64 -static -nostdlib --build-id=none --gc-sections --no-warn-rwx-segments
-		-z max-page-size=4096 -z noexecstack -s -T guest.ld`)
+		-z max-page-size=16 -z noexecstack -s -T guest.ld`)
 )
 
 // toolchain names the compiler and the linker, one a line.

@@ -8,6 +8,7 @@ struct PACKED gate { u16 low; u16 sel; u8 ist, type; u16 mid; u32 high, zero; };
 static struct gate idt[VECTORS];
 static handler handlers[VECTORS];
 volatile u64 ticks;
+u64 tick_us;
 
 extern char trap_stubs[];
 void trap(struct frame *f);
@@ -80,6 +81,7 @@ void timer_set(u64 us, int periodic)
 {
 	u64 n = us * bus_khz / 1000;
 
+	tick_us = periodic ? us : 0;
 	lapic_set(LAPIC_TIMER, us ? VEC_TIMER | (periodic ? 0x20000 : 0) : 0x10000);
 	lapic_set(LAPIC_INITIAL, n > 0xffffffff ? 0xffffffff : n);
 }

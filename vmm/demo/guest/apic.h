@@ -36,6 +36,7 @@ void on_vector(u32 vec, handler h);
 void lapic_init(void);
 
 extern volatile u64 ticks;                  // timer interrupts since the start
+extern u64 tick_us;                         // the period, 0 when it is not periodic
 void timer_set(u64 us, int periodic);       // 0 stops it
 
 u32 ioapic(u32 reg);

@@ -111,13 +111,13 @@ void blk_fill(struct blk *b, u32 s, u32 type, u64 sector, void *buf, u32 len)
 	vq_put(b->q, indirect ? s : base);
 }
 
-// blk_wait collects one used buffer. It sleeps until an interrupt says that
-// there is one; a timer ends the wait, and shows what came without an interrupt.
+// blk_wait collects one used buffer. It looks again only after an interrupt of
+// the device; what the timer finds used, the interrupt was lost for.
 int blk_wait(struct blk *b, u32 *slot)
 {
 	struct vdev *d = b->d;
 	struct vq *q = b->q;
-	u64 tick = ticks, irqs;
+	u64 from = ticks, limit = tick_us ? WATCHDOG_US / tick_us : 1, irqs, config;
 	u32 id, len, armed = 0;
 
 	for (;;) {
@@ -130,14 +130,18 @@ int blk_wait(struct blk *b, u32 *slot)
 		vq_want_irq(q);
 		if (q->used->idx != q->last_used)
 			continue;
-		if (!armed++)
+		if (!tick_us && !armed++)
 			timer_set(WATCHDOG_US, 0);
 		irqs = d->irqs;
-		wait_irq();
-		if (ticks != tick && d->irqs == irqs)
-			return q->used->idx != q->last_used ? ST_LOST : reg(d, R_STATUS) & S_NEEDS_RESET ? ST_NEEDS_RESET : ST_TIMEOUT;
-		if (d->config_irqs && reg(d, R_STATUS) & S_NEEDS_RESET) {
-			timer_set(0, 0);
+		config = d->config_irqs;
+		while (d->irqs == irqs && d->config_irqs == config) {
+			if (ticks - from >= limit)
+				return q->used->idx != q->last_used ? ST_LOST : reg(d, R_STATUS) & S_NEEDS_RESET ? ST_NEEDS_RESET : ST_TIMEOUT;
+			wait_irq();
+		}
+		if (d->config_irqs != config && reg(d, R_STATUS) & S_NEEDS_RESET) {
+			if (armed)
+				timer_set(0, 0);
 			return ST_NEEDS_RESET;
 		}
 	}

@@ -46,6 +46,8 @@ static inline u32 rd32(u64 a) { return *(volatile u32 *)a; }
 static inline void wr8(u64 a, u8 v) { *(volatile u8 *)a = v; }
 static inline void wr16(u64 a, u16 v) { *(volatile u16 *)a = v; }
 static inline void wr32(u64 a, u32 v) { *(volatile u32 *)a = v; }
+static inline u64 rd64(u64 a) { return *(volatile u64 *)a; }
+static inline void wr64(u64 a, u64 v) { *(volatile u64 *)a = v; }
 static inline u32 be32(u32 v) { return __builtin_bswap32(v); }
 static inline u16 be16(u16 v) { return v << 8 | v >> 8; }
 
@@ -112,6 +114,8 @@ u64 phase(const char *name, u64 since); // prints the µs since then, gives now
 // modes, each in the file of its name
 void check_all(const char *), mode_print(const char *), mode_echo(const char *);
 void mode_count(const char *), mode_touch(const char *), mode_blkbench(const char *), mode_irqstorm(const char *);
-void mode_end(const char *), mode_hostile(const char *);
+void mode_hostile(const char *);
+void mode_exit(const char *), mode_reboot(const char *), mode_triple(const char *), mode_hlt(const char *);
+void mode_spin(const char *), mode_fault(const char *), mode_badop(const char *), mode_mmioabsent(const char *);
 
 #endif

@@ -26,6 +26,19 @@ static const struct mode modes[] = {
 	{ "smp", mode_smp },
 	{ "print", mode_print },
 	{ "echo", mode_echo },
+	{ "count", mode_count },
+	{ "touch", mode_touch },
+	{ "blkbench", mode_blkbench },
+	{ "irqstorm", mode_irqstorm },
+	{ "hostile", mode_hostile },
+	{ "exit", mode_exit },
+	{ "reboot", mode_reboot },
+	{ "triple", mode_triple },
+	{ "hlt", mode_hlt },
+	{ "spin", mode_spin },
+	{ "fault", mode_fault },
+	{ "badop", mode_badop },
+	{ "mmioabsent", mode_mmioabsent },
 };
 
 void end(u8 status)

@@ -5,7 +5,7 @@
 struct cpu cpus[MAX_CPUS];
 volatile u32 aps_here;
 
-static u64 count_until;
+static u64 count_for;
 
 extern char ap_begin[], ap_end[];
 void ap_main(u32 n);
@@ -107,8 +107,11 @@ void ap_wait(u32 n)
 
 static void counting(u32 n)
 {
-	while (rdtsc() < count_until)
+	u64 t0 = rdtsc();
+
+	do
 		cpus[n].count++;
+	while (rdtsc() - t0 < count_for);
 }
 
 void smp_count(const char *what)
@@ -117,9 +120,7 @@ void smp_count(const char *what)
 
 	if (n + 1 != cpus_expected())
 		fail(what, "cpus=%u of %u", n + 1, cpus_expected());
-	// Each has at least its own share of the time, however few the
-	// host's processors.
-	count_until = rdtsc() + opt_number("ms", 5 + 5 * n) * tsc_khz;
+	count_for = opt_number("ms", 5) * tsc_khz;
 	for (u32 i = 1; i <= n; i++)
 		ap_run(i, counting);
 	cpus[0].cpuid_id = own_id();

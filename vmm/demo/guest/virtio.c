@@ -119,8 +119,9 @@ static void virtio_irq(u32 vec)
 		set(d, R_ACK, isr);
 	else
 		d->spurious++;
-	for (u32 i = d->eoi_delay; i; i--)
-		pause();
+	if (d->eoi_delay)
+		for (u64 t0 = rdtsc(); rdtsc() - t0 < d->eoi_delay;)
+			pause();
 	eoi();
 }
 

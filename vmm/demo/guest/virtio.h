@@ -44,7 +44,7 @@ struct vdev {
 	u64 offered, features;
 	struct vq q[3];	// blk uses 1, net 2, vsock 3
 	volatile u64 irqs, spurious, config_irqs;
-	u32 eoi_delay;	// loops between acknowledging the device and EOI
+	u64 eoi_delay;	// TSC between acknowledging the device and EOI
 };
 
 extern struct vdev vdevs[MAX_DEVICES];

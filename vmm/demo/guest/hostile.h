@@ -1,0 +1,39 @@
+// The hostile modes: a driver that breaks the rules on purpose.
+#ifndef HOSTILE_H
+#define HOSTILE_H
+
+#include "blk.h"
+
+// What became of a provocation.
+enum {
+	O_OK = 1,	// answered as if nothing were wrong
+	O_IOERR = 2, O_UNSUPP = 4,
+	O_RESET = 8,	// DEVICE_NEEDS_RESET
+	O_USED = 16,	// used, the status byte untouched
+	O_SILENT = 32,	// nothing within the wait
+	O_REFUSED = 64,	// the device did not take the setting
+	O_LIVES = 128,	// no single answer was due
+	O_BAD = 256,	// reported by the case itself
+	O_SKIP = 512,
+};
+#define TOLD (O_IOERR | O_UNSUPP | O_RESET)
+
+struct hostile {
+	const char *name;
+	u32 (*run)(struct blk *b);
+	u32 allowed;
+	u64 without;	// features not to negotiate
+};
+extern const struct hostile hostile_chains[], hostile_rings[], hostile_races[]; // each ends with name NULL
+
+#define ALL_FEATURES (F_INDIRECT | F_EVENT_IDX | B_FLUSH | B_RO | B_BLK_SIZE | B_SEG_MAX | B_DISCARD | B_WRITE_ZEROES | B_CONFIG_WCE)
+
+void at(struct blk *b, u32 i, u64 addr, u32 len, u16 flags, u16 next);	// descriptor i of the ring
+void header(struct blk *b, u32 type, u64 sector);	// slot 0's, status untouched
+u32 send(struct blk *b, u16 head);			// offers, kicks, waits: the outcome
+u32 outcome(struct blk *b, u32 wait_ms);
+#define HDR(b) ((u64)&(b)->slots[0].hdr)
+#define STATUS(b) ((u64)&(b)->slots[0].status)
+u64 ram_top(void);	// behind the last RAM below the hole
+
+#endif
