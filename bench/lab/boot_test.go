@@ -125,10 +125,11 @@ func TestBoot(t *testing.T) {
 		},
 		{
 			name:   "timeout",
-			args:   []string{"-timeout", "6s", probe, "-hang"},
+			// Long enough for a boot on a machine that does much else.
+			args:   []string{"-timeout", "20s", probe, "-hang"},
 			status: exitTimeout,
 			stdout: []string{"got quit"},
-			stderr: []string{"lab: timeout: the program was still running after 6s"},
+			stderr: []string{"lab: timeout: the program was still running after 20s"},
 		},
 		{
 			name:   "timeout before the program",

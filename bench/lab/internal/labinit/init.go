@@ -161,6 +161,10 @@ func settle(root string) error {
 	if err := unix.Sethostname([]byte("lab")); err != nil {
 		return fmt.Errorf("host name: %w", err)
 	}
+	// The kernel's own limit is 4096; this is a Debian system's. The syscall package must be told, or it restores the old one.
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 1024, Max: 512 << 10}); err != nil {
+		return fmt.Errorf("limit of open files: %w", err)
+	}
 	for _, n := range []string{"kvm", "net/tun", "vhost-net", "vhost-vsock"} {
 		if err := os.Chmod(filepath.Join(root, "dev", n), 0o666); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
