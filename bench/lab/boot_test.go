@@ -124,7 +124,7 @@ func TestBoot(t *testing.T) {
 			stderr: []string{"lab: the lab's machine ended before the program did (kernel panic: not syncing: sysrq triggered crash)"},
 		},
 		{
-			name:   "timeout",
+			name: "timeout",
 			// Long enough for a boot on a machine that does much else.
 			args:   []string{"-timeout", "20s", probe, "-hang"},
 			status: exitTimeout,
