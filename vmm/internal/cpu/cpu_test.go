@@ -4,13 +4,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/smolvmm/smolvmm/pvh"
 	"github.com/smolvmm/smolvmm/vmm/internal/kvm"
 )
 
 // TestPVHEntryPassesVMEntry: the state that a kernel is entered in passes the
 // checks VT-x makes, and each check can fail.
 func TestPVHEntryPassesVMEntry(t *testing.T) {
-	r, s := PVHEntry(kvm.Sregs{APICBase: 0xfee00900}, 0x200000, 0x1000)
+	r, s := Entry(kvm.Sregs{APICBase: 0xfee00900}, (&pvh.Entry{EIP: 0x200000, StartInfo: 0x1000}).Regs())
 	if err := CheckEntry(r, s); err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/smolvmm/smolvmm/pvh"
 	"github.com/smolvmm/smolvmm/vmm/internal/kvm"
 )
 
@@ -24,24 +25,37 @@ const (
 
 	flagsFixed = 1 << 1
 	flagsVM    = 1 << 17
-	flagsIF    = 1 << 9
 )
 
-// PVHEntry is the state of the boot processor in which a PVH kernel is
-// entered (Xen docs/misc/pvh.pandoc, "PVH direct boot"): 32-bit protected mode,
-// paging off, flat segments, interrupts off, EBX the address of start_info.
-// base is the vCPU's state after reset, whose APIC base and the like stay.
-func PVHEntry(base kvm.Sregs, eip, startInfo uint32) (kvm.Regs, kvm.Sregs) {
+// Entry is the state in which the boot processor enters a kernel: base, its
+// state after reset, whose APIC base and the like stay, under the registers
+// that the boot protocol wants.
+func Entry(base kvm.Sregs, r pvh.Regs) (kvm.Regs, kvm.Sregs) {
 	s := base
-	s.CS = kvm.Segment{Limit: 0xffff_ffff, Selector: 0x8, Type: 0xb, Present: 1, S: 1, DB: 1, G: 1}
-	data := kvm.Segment{Limit: 0xffff_ffff, Selector: 0x10, Type: 0x3, Present: 1, S: 1, DB: 1, G: 1}
-	s.DS, s.ES, s.FS, s.GS, s.SS = data, data, data, data, data
-	s.TR = kvm.Segment{Limit: 0x67, Selector: 0x18, Type: 0xb, Present: 1}
-	s.LDT = kvm.Segment{Unusable: 1, Type: 0x2}
-	s.GDT, s.IDT = kvm.DTable{}, kvm.DTable{}
-	s.CR0, s.CR2, s.CR3, s.CR4, s.EFER = cr0PE|cr0ET, 0, 0, 0, 0
-	r := kvm.Regs{RIP: uint64(eip), RBX: uint64(startInfo), RFLAGS: flagsFixed}
-	return r, s
+	for _, seg := range []struct {
+		to   *kvm.Segment
+		from pvh.Segment
+	}{
+		{&s.CS, r.CS}, {&s.DS, r.DS}, {&s.ES, r.ES}, {&s.FS, r.FS}, {&s.GS, r.GS}, {&s.SS, r.SS},
+		{&s.TR, r.TR}, {&s.LDT, r.LDT},
+	} {
+		f := seg.from
+		*seg.to = kvm.Segment{
+			Base: f.Base, Limit: f.Limit, Selector: f.Selector, Type: f.Type, Present: bit(f.Present), DPL: f.DPL,
+			DB: bit(f.DB), S: bit(f.S), L: bit(f.L), G: bit(f.G), Unusable: bit(f.Unusable),
+		}
+	}
+	s.GDT = kvm.DTable{Base: r.GDT.Base, Limit: r.GDT.Limit}
+	s.IDT = kvm.DTable{Base: r.IDT.Base, Limit: r.IDT.Limit}
+	s.CR0, s.CR2, s.CR3, s.CR4, s.EFER = r.CR0, 0, r.CR3, r.CR4, r.EFER
+	return kvm.Regs{RIP: r.RIP, RBX: r.RBX, RFLAGS: r.RFLAGS}, s
+}
+
+func bit(b bool) uint8 {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // CheckEntry holds a state against the checks that VT-x makes of guest state on

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/kernels"
+)
+
+const kernelHelp = `smolvmm kernel keeps NetBSD's official netbsd-MICROVM kernels at hand.
+
+Usage: smolvmm kernel fetch [--mirror URL] [RELEASE]   (default release ` + kernels.DefaultRelease + `)
+       smolvmm kernel list
+
+A fetched kernel is checked against NetBSD's SHA-512 and kept in the user's
+cache folder, where a boot without -kernel finds the newest one. Official
+MICROVM kernels exist from NetBSD 11.0 on. The mirror can also be named by the
+environment variable ` + kernels.MirrorVariable + `.
+`
+
+func kernelCommand(args []string, s streams) error {
+	if len(args) == 0 {
+		return usagef("kernel: fetch or list? (smolvmm kernel --help)")
+	}
+	switch args[0] {
+	case "fetch":
+		return kernelFetch(args[1:], s)
+	case "list":
+		if len(args) > 1 {
+			return usagef("kernel list takes no arguments")
+		}
+		return kernelList(s)
+	case "help", "-h", "-help", "--help":
+		fmt.Fprint(s.out, kernelHelp)
+		return nil
+	}
+	return usagef("kernel %q: fetch or list? (smolvmm kernel --help)", args[0])
+}
+
+func kernelFetch(args []string, s streams) error {
+	var o kernels.Options
+	var help bool
+	f := pflag.NewFlagSet("kernel fetch", pflag.ContinueOnError)
+	f.StringVar(&o.Mirror, "mirror", "", "")
+	f.BoolVarP(&help, "help", "h", false, "")
+	flags, releases := splitMode(f, args)
+	if _, err := parse(f, flags); err != nil {
+		return err
+	}
+	if help {
+		fmt.Fprint(s.out, kernelHelp)
+		return nil
+	}
+	if len(releases) > 1 {
+		return usagef("kernel fetch: one release at a time")
+	}
+	if o.Mirror == "" {
+		o.Mirror, _ = s.env(kernels.MirrorVariable)
+	}
+	rel := ""
+	if len(releases) == 1 {
+		rel = releases[0]
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	bar := newBar(s.err)
+	o.Progress = bar.update
+	k, err := kernels.Fetch(ctx, rel, o)
+	bar.end()
+	if err != nil {
+		return &statusError{status: 1, err: err}
+	}
+	fmt.Fprintln(s.out, k.Path)
+	return nil
+}
+
+func kernelList(s streams) error {
+	ks, err := kernels.List("")
+	if err != nil {
+		return &statusError{status: 1, err: err}
+	}
+	if len(ks) == 0 {
+		fmt.Fprintln(s.err, "smolvmm: no kernel is cached: smolvmm kernel fetch gets one")
+		return nil
+	}
+	fmt.Fprintf(s.out, "%-12s %9s  %-16s %s\n", "RELEASE", "SIZE", "SHA-512", "PATH")
+	for _, k := range ks {
+		sum := k.SHA512
+		if sum == "" {
+			sum = "(not known)"
+		}
+		fmt.Fprintf(s.out, "%-12s %5.1f MiB  %-16.16s %s\n", k.Release, float64(k.Size)/(1<<20), sum, k.Path)
+	}
+	return nil
+}
+
+// bar draws progress on a terminal, and nothing elsewhere.
+type bar struct {
+	w     io.Writer
+	last  time.Time
+	drawn bool
+}
+
+// barEvery is how often the bar moves: often enough to be seen moving.
+const barEvery = 100 * time.Millisecond
+
+func newBar(w io.Writer) *bar {
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return &bar{w: w}
+	}
+	return &bar{}
+}
+
+func (b *bar) update(got, total int64) {
+	now := time.Now()
+	if b.w == nil || now.Sub(b.last) < barEvery && got != total {
+		return
+	}
+	b.last, b.drawn = now, true
+	const width = 30
+	if total <= 0 {
+		fmt.Fprintf(b.w, "\r%.1f MiB", float64(got)/(1<<20))
+		return
+	}
+	n := int(min(got, total) * width / total)
+	fmt.Fprintf(b.w, "\r[%s%s] %.1f of %.1f MiB", strings.Repeat("#", n), strings.Repeat(".", width-n), float64(got)/(1<<20), float64(total)/(1<<20))
+}
+
+func (b *bar) end() {
+	if b.drawn {
+		fmt.Fprintln(b.w)
+	}
+}

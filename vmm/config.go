@@ -1,0 +1,186 @@
+package vmm
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/smolvmm/smolvmm/devices/blk/disk"
+	"github.com/smolvmm/smolvmm/devices/fwcfg"
+	"github.com/smolvmm/smolvmm/vmm/guestmem"
+	"github.com/smolvmm/smolvmm/vmm/internal/cpu"
+	"github.com/smolvmm/smolvmm/vmm/internal/jail"
+)
+
+// Defaults of a Config's zero values.
+const (
+	DefaultMemory = 256 << 20 // bytes
+	MaxCPUs       = 32
+)
+
+// File is an input that is either opened by its path or handed over open.
+type File struct {
+	// Name is what errors call it; the path if empty.
+	Name string
+	Path string
+	// Data is read instead of Path if it is not nil; Size is its length in bytes.
+	Data io.ReaderAt
+	Size int64
+}
+
+// Disk is one virtio-blk device: where its bytes are and how they may be used.
+type Disk = disk.Options
+
+// Item is a file that the guest reads from the fw_cfg device.
+type Item = fwcfg.Item
+
+// NewItem makes an item with a copy of value; ReadItem one with all that r
+// gives. The name begins with "opt/" and has at most 55 printable characters.
+func NewItem(name string, value []byte) (Item, error) { return fwcfg.NewItem(name, value) }
+
+// ReadItem is NewItem with the value read from r.
+func ReadItem(name string, r io.Reader) (Item, error) { return fwcfg.ReadItem(name, r) }
+
+// Config says what the guest sees and what is attached to it. The zero value of
+// every field but Kernel is a working default.
+type Config struct {
+	// Kernel is a PVH kernel: ELF, possibly gzip-compressed.
+	Kernel File
+	// Cmdline goes to the kernel, with root=ld0a and console=com put in front
+	// where it names neither, and the virtio-mmio devices added.
+	Cmdline string
+	// Initrds are PVH modules, in order.
+	Initrds []File
+
+	// Memory is the guest's RAM in bytes, 1 MiB to 64 GiB; 0 is DefaultMemory.
+	Memory uint64
+	// HugePages backs RAM with the host's reserved 2 MiB pages.
+	HugePages bool
+	// CPUs is the number of vCPUs, 1 to MaxCPUs; 0 is one.
+	CPUs int
+	// CPU is the CPU template: "host", "baseline", either with ",-feature"s behind.
+	CPU string
+
+	// Disks are the virtio-blk devices: ld0, ld1 and so on.
+	Disks []Disk
+	// ConsoleIn feeds COM1's receiver. It is read only as fast as the guest
+	// reads, and belongs to the caller: close it after Run to end a blocked Read.
+	ConsoleIn io.Reader
+	// ConsoleOut takes what the guest prints on COM1; nil discards it.
+	ConsoleOut io.Writer
+	// Items are files for the guest on the fw_cfg port. They stay the
+	// caller's, to wipe when no machine needs them any more.
+	Items []Item
+
+	// KVM is an open /dev/kvm; nil opens the device.
+	KVM *os.File
+	// Log takes what the monitor has to say; nil discards it.
+	Log *slog.Logger
+	// Trace takes a line for every exit; nil is silent.
+	Trace io.Writer
+	// Confine gives up what the process does not need any more, before the
+	// guest's first instruction. The zero value leaves the process alone.
+	Confine Confinement
+}
+
+// ConfineMode says what is done about a system call that a machine does not
+// need: ConfineOff, ConfineEnforce, ConfineLog or ConfineTrap.
+type ConfineMode = jail.Mode
+
+// The modes; docs/jail.md tells what each does.
+const (
+	ConfineOff     = jail.Off
+	ConfineEnforce = jail.Enforce
+	ConfineLog     = jail.Log
+	ConfineTrap    = jail.Trap
+)
+
+// ParseConfineMode reads "off", "enforce", "log" or "trap".
+func ParseConfineMode(s string) (ConfineMode, error) { return jail.ParseMode(s) }
+
+// ConsoleKind is what COM1 is attached to, as far as confinement has to know.
+type ConsoleKind = jail.Console
+
+// The kinds.
+const (
+	ConsoleNone   = jail.ConsoleNone
+	ConsoleStdio  = jail.ConsoleStdio
+	ConsolePty    = jail.ConsolePty
+	ConsoleSocket = jail.ConsoleSocket
+)
+
+// Confinement puts seccomp, Landlock and no_new_privs on the whole process, for
+// good: it is for a process that runs one machine and nothing else. A second
+// machine in a confined process cannot be confined again, nor opened.
+type Confinement struct {
+	Mode    ConfineMode
+	Console ConsoleKind
+}
+
+// withDefaults fills in zero values and refuses what can be refused before
+// anything is opened.
+func (c Config) withDefaults() (Config, cpu.Template, error) {
+	if c.Memory == 0 {
+		c.Memory = DefaultMemory
+	}
+	if c.CPUs == 0 {
+		c.CPUs = 1
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.ConsoleOut == nil {
+		c.ConsoleOut = io.Discard
+	}
+	t, err := cpu.ParseTemplate(c.CPU)
+	switch {
+	case err != nil:
+	case c.Kernel.Path == "" && c.Kernel.Data == nil:
+		err = fmt.Errorf("no kernel given")
+	case c.CPUs < 1 || c.CPUs > MaxCPUs:
+		err = fmt.Errorf("%d CPUs: must be between 1 and %d", c.CPUs, MaxCPUs)
+	case c.Memory < guestmem.MinSize || c.Memory > guestmem.MaxSize:
+		err = fmt.Errorf("%d bytes of memory: must be between 1 MiB and 64 GiB", c.Memory)
+	case c.Memory%guestmem.PageSize != 0:
+		err = fmt.Errorf("%d bytes of memory: must be a multiple of %d", c.Memory, guestmem.PageSize)
+	case len(c.Disks) > maxVirtio:
+		err = fmt.Errorf("%d disks: at most %d", len(c.Disks), maxVirtio)
+	}
+	return c, t, err
+}
+
+// ConfigError is an input that the caller can mend: nothing has been started.
+type ConfigError struct{ Err error }
+
+func (e *ConfigError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the cause.
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+// open gives the file's bytes and what closes them.
+func (f File) open() (r io.ReaderAt, size int64, closeFn func() error, err error) {
+	if f.Data != nil {
+		return f.Data, f.Size, func() error { return nil }, nil
+	}
+	h, err := os.Open(f.Path)
+	if err != nil {
+		return nil, 0, nil, err
+	}
+	st, err := h.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s: not a regular file", f.Path)
+	}
+	if err != nil {
+		h.Close()
+		return nil, 0, nil, err
+	}
+	return h, st.Size(), h.Close, nil
+}
+
+func (f File) name() string {
+	if f.Name != "" {
+		return f.Name
+	}
+	return f.Path
+}

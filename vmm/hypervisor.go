@@ -1,0 +1,109 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/smolvmm/smolvmm/vmm/internal/cpu"
+	"github.com/smolvmm/smolvmm/vmm/internal/kvm"
+)
+
+// hypervisor is what KVM gives a machine: everything that needs neither its
+// memory nor its devices.
+type hypervisor struct {
+	sys   *kvm.System
+	vm    *kvm.VM
+	vcpus []*kvm.VCPU
+	host  cpu.Host
+}
+
+// clockTSCStable is KVM_CLOCK_TSC_STABLE: kvmclock runs off a TSC that is the
+// same on every processor of the host (api.rst §4.29).
+const clockTSCStable = 2
+
+// required are the extensions without which nothing works.
+var required = []struct {
+	cap  kvm.Cap
+	name string
+}{
+	{kvm.CapIRQChip, "KVM_CAP_IRQCHIP"}, {kvm.CapUserMemory, "KVM_CAP_USER_MEMORY"},
+	{kvm.CapPIT2, "KVM_CAP_PIT2"}, {kvm.CapIRQFD, "KVM_CAP_IRQFD"},
+	{kvm.CapIRQFDResample, "KVM_CAP_IRQFD_RESAMPLE"}, {kvm.CapIOEventFD, "KVM_CAP_IOEVENTFD"},
+	{kvm.CapImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"}, {kvm.CapExtCPUID, "KVM_CAP_EXT_CPUID"},
+	{kvm.CapGetTSCKHz, "KVM_CAP_GET_TSC_KHZ"},
+}
+
+// openHypervisor makes an empty VM.
+func openHypervisor(cfg Config) (h *hypervisor, err error) {
+	h = &hypervisor{}
+	if h.sys, err = openSystem(cfg); err != nil {
+		return h, err
+	}
+	for _, r := range required {
+		if h.sys.Check(r.cap) == 0 {
+			return h, fmt.Errorf("/dev/kvm lacks %s: Linux 4.12 or newer is needed", r.name)
+		}
+	}
+	h.vm, err = h.sys.CreateVM()
+	return h, err
+}
+
+// populate adds interrupt controllers and vCPUs, in KVM's order: the VT-x pages
+// and the controllers come before the first vCPU.
+func (h *hypervisor) populate(cpus int) (err error) {
+	if err := errors.Join(
+		h.vm.SetTSSAddr(tssAddr), h.vm.SetIdentityMapAddr(identityAddr),
+		h.vm.CreateIRQChip(), h.vm.CreatePIT(),
+	); err != nil {
+		return err
+	}
+	runSize, err := h.sys.RunSize()
+	if err != nil {
+		return err
+	}
+	for i := range cpus {
+		c, err := h.vm.CreateVCPU(i, runSize)
+		if err != nil {
+			return err
+		}
+		h.vcpus = append(h.vcpus, c)
+	}
+	if h.host.Supported, err = h.sys.SupportedCPUID(); err != nil {
+		return err
+	}
+	if h.host.TSCKHz, err = h.vcpus[bootVCPU].TSCKHz(); err != nil {
+		return err
+	}
+	if clock, err := h.vm.Clock(); err == nil {
+		h.host.InvariantTSC = clock.Flags&clockTSCStable != 0
+	}
+	return nil
+}
+
+func openSystem(cfg Config) (*kvm.System, error) {
+	if cfg.KVM == nil {
+		return kvm.Open("/dev/kvm")
+	}
+	// The caller keeps its file.
+	fd, err := unix.FcntlInt(cfg.KVM.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", cfg.KVM.Name(), err)
+	}
+	return kvm.FromFD(fd)
+}
+
+func (h *hypervisor) close() error {
+	var errs []error
+	for _, c := range h.vcpus {
+		errs = append(errs, c.Close())
+	}
+	if h.vm != nil {
+		errs = append(errs, h.vm.Close())
+	}
+	if h.sys != nil {
+		errs = append(errs, h.sys.Close())
+	}
+	return errors.Join(errs...)
+}

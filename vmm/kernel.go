@@ -1,0 +1,89 @@
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/smolvmm/smolvmm/devices/mmio"
+	"github.com/smolvmm/smolvmm/pvh"
+	"github.com/smolvmm/smolvmm/vmm/guestmem"
+)
+
+// makeRAM makes the guest's memory, or takes it over from a state.
+func (m *Machine) makeRAM(from *State) (err error) {
+	if from == nil {
+		if m.mem, err = guestmem.New(m.cfg.Memory, guestmem.Options{HugePages: m.cfg.HugePages}); err != nil {
+			return &ConfigError{err}
+		}
+		m.timeline.add("memory ready", time.Now())
+		return nil
+	}
+	if from.Memory != m.cfg.Memory {
+		return &ConfigError{fmt.Errorf("restore: the state has %d bytes of memory, the configuration %d", from.Memory, m.cfg.Memory)}
+	}
+	if m.mem, err = guestmem.FromFile(from.RAM, from.Memory); err == nil {
+		from.RAM = nil // the machine's now
+	}
+	return err
+}
+
+// loadKernel puts the kernel and what it is told into memory.
+func (m *Machine) loadKernel() (regs pvh.Regs, err error) {
+	p := pvh.Params{CPUs: m.cfg.CPUs, LevelPins: levelPins(len(m.cfg.Disks)), FreshMemory: true}
+	if p.Cmdline, err = pvh.Cmdline(m.cfg.Cmdline, virtioArgs(len(m.cfg.Disks))); err != nil {
+		return regs, &ConfigError{err}
+	}
+	var closers []func() error
+	defer func() {
+		for _, c := range closers {
+			err = errors.Join(err, c())
+		}
+	}()
+	open := func(f File) (pvh.File, error) {
+		r, size, closeFn, err := f.open()
+		if err != nil {
+			return pvh.File{}, &ConfigError{err}
+		}
+		closers = append(closers, closeFn)
+		return pvh.File{R: r, Size: size, Name: f.name()}, nil
+	}
+	kernel, err := open(m.cfg.Kernel)
+	if err != nil {
+		return regs, err
+	}
+	for _, f := range m.cfg.Initrds {
+		i, err := open(f)
+		if err != nil {
+			return regs, err
+		}
+		p.Modules = append(p.Modules, i)
+	}
+	e, err := pvh.Load(m.mem, kernel, p)
+	if err != nil {
+		return regs, &ConfigError{err}
+	}
+	if e.OS == "NetBSD" && len(p.Modules) > 0 {
+		m.log.Warn("NetBSD before December 2025 ignores -initrd", "kernel", kernel.Name)
+	}
+	m.log.Debug("kernel loaded", "name", kernel.Name, "os", e.OS, "entry", fmt.Sprintf("%#x", e.EIP), "cmdline", p.Cmdline)
+	m.timeline.add("kernel loaded", time.Now())
+	return e.Regs(), nil
+}
+
+// virtioArgs are the first n transports as the kernel is told of them.
+func virtioArgs(n int) []pvh.VirtioMMIO {
+	var out []pvh.VirtioMMIO
+	for i := range n {
+		out = append(out, pvh.VirtioMMIO{Size: mmio.RegionSize, Base: mmioBase + uint64(i)*mmioStride, IRQ: virtioPins[i]})
+	}
+	return out
+}
+
+// levelPins has the bits of the first n transports' pins.
+func levelPins(n int) (bits uint32) {
+	for _, p := range virtioPins[:n] {
+		bits |= 1 << p
+	}
+	return bits
+}

@@ -1,0 +1,200 @@
+package vmm
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/smolvmm/smolvmm/vmm/internal/cpu"
+	"github.com/smolvmm/smolvmm/vmm/internal/kvm"
+)
+
+// State is a paused machine: what a new one needs to go on where it stopped,
+// besides the same Config.
+type State struct {
+	// RAM is the guest's memory: the very file the machine ran on, not a copy.
+	RAM      *os.File
+	Memory   uint64
+	CPUs     []cpu.State
+	IRQChips [irqChipCount]kvm.IRQChip
+	PIT      kvm.PITState
+	Clock    uint64 // kvmclock, nanoseconds
+	Devices  map[string]json.RawMessage
+}
+
+// Close gives the RAM up, unless Restore has taken it over.
+func (s *State) Close() error {
+	if s.RAM == nil {
+		return nil
+	}
+	return closeOnce(s.RAM)
+}
+
+// Pause stops the guest between two instructions, and every device between two
+// requests: nothing of it touches memory or files until Resume.
+func (m *Machine) Pause() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch m.phase {
+	case paused:
+		return nil
+	case over:
+		return errors.New("machine: it has ended")
+	}
+	for _, v := range m.vcpus {
+		v.Park()
+	}
+	for _, v := range m.vcpus {
+		v.WaitParked()
+	}
+	if m.isEnded() {
+		return errors.New("machine: it has ended")
+	}
+	for i, d := range m.stateful {
+		if err := d.Quiesce(); err != nil {
+			for _, u := range m.stateful[:i+1] {
+				err = errors.Join(err, u.Resume())
+			}
+			for _, v := range m.vcpus {
+				v.Unpark()
+			}
+			return fmt.Errorf("pause %s: %w", d.name, err)
+		}
+	}
+	m.phase = paused
+	return nil
+}
+
+func (m *Machine) isEnded() bool {
+	select {
+	case <-m.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// Resume lets a paused guest go on.
+func (m *Machine) Resume() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase != paused {
+		return errors.New("machine: it is not paused")
+	}
+	// In reverse, so that what interrupts find is there before what causes them.
+	for i := len(m.stateful) - 1; i >= 0; i-- {
+		if err := m.stateful[i].Resume(); err != nil {
+			return fmt.Errorf("resume %s: %w", m.stateful[i].name, err)
+		}
+	}
+	for i, v := range m.vcpus {
+		if err := v.K.ClockPaused(); err != nil {
+			m.log.Debug("kvmclock not told of the pause", "vcpu", i, "err", err)
+		}
+		v.Unpark()
+	}
+	m.phase = running
+	return nil
+}
+
+// Snapshot takes the state of a paused machine. The machine can be resumed
+// afterwards, or closed and its state given to Restore; never both, as they
+// share the memory.
+func (m *Machine) Snapshot() (_ *State, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.phase != paused {
+		return nil, errors.New("machine: it is not paused")
+	}
+	s := &State{Memory: m.mem.Size(), Devices: map[string]json.RawMessage{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	indices, err := m.host.sys.MSRIndices()
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range m.host.vcpus {
+		c, err := cpu.Save(k, indices)
+		if err != nil {
+			return nil, err
+		}
+		s.CPUs = append(s.CPUs, c)
+	}
+	for i := range s.IRQChips {
+		if s.IRQChips[i], err = m.vm.IRQChip(uint32(i)); err != nil {
+			return nil, err
+		}
+	}
+	if s.PIT, err = m.vm.PIT(); err != nil {
+		return nil, err
+	}
+	clock, err := m.vm.Clock()
+	if err != nil {
+		return nil, err
+	}
+	s.Clock = clock.Clock
+	for _, d := range m.stateful {
+		if s.Devices[d.name], err = d.State(); err != nil {
+			return nil, fmt.Errorf("state of %s: %w", d.name, err)
+		}
+	}
+	fd, err := unix.FcntlInt(m.mem.File().Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("guest RAM: %w", err)
+	}
+	s.RAM = os.NewFile(uintptr(fd), m.mem.File().Name())
+	return s, nil
+}
+
+// Restore builds a machine from a state and takes its RAM over. The
+// configuration is the one the state was taken under; its kernel, command line
+// and modules are not read again. The new machine is paused: Run, then Resume.
+func Restore(cfg Config, s *State) (*Machine, error) {
+	if s.RAM == nil {
+		return nil, errors.New("restore: the state has no RAM, or was restored before")
+	}
+	return create(cfg, s)
+}
+
+// restore fills a machine made by create.
+func (m *Machine) restore(s *State) error {
+	if len(s.CPUs) != len(m.host.vcpus) {
+		return &ConfigError{fmt.Errorf("restore: the state has %d CPUs, the configuration %d", len(s.CPUs), len(m.host.vcpus))}
+	}
+	if len(s.Devices) != len(m.stateful) {
+		return &ConfigError{fmt.Errorf("restore: the state has %d devices, the configuration %d", len(s.Devices), len(m.stateful))}
+	}
+	for _, d := range m.stateful {
+		b, ok := s.Devices[d.name]
+		if !ok {
+			return &ConfigError{fmt.Errorf("restore: the state knows no %s", d.name)}
+		}
+		if err := d.Restore(b); err != nil {
+			return fmt.Errorf("restore %s: %w", d.name, err)
+		}
+	}
+	for _, c := range s.IRQChips {
+		if err := m.vm.SetIRQChip(c); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(m.vm.SetPIT(s.PIT), m.vm.SetClock(s.Clock)); err != nil {
+		return err
+	}
+	for i, k := range m.host.vcpus {
+		if err := cpu.Restore(k, s.CPUs[i]); err != nil {
+			return err
+		}
+		m.vcpus[i].Park()
+	}
+	m.phase = paused
+	m.timeline.add("restored", time.Now())
+	return nil
+}
