@@ -96,11 +96,20 @@ func (b *bootFlags) config(argv []string, s streams) (vmm.Config, error) {
 	if b.verbose {
 		level = slog.LevelDebug
 	}
-	cfg.Log = slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: level}))
+	cfg.Log = slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: level, ReplaceAttr: withoutTime}))
 	if b.trace {
 		cfg.Trace = s.err
 	}
 	return cfg, nil
+}
+
+// withoutTime leaves the time out of log lines: they go to a person who is
+// looking, and the local time zone could not be read in a confined process.
+func withoutTime(groups []string, a slog.Attr) slog.Attr {
+	if len(groups) == 0 && a.Key == slog.TimeKey {
+		return slog.Attr{}
+	}
+	return a
 }
 
 // Causes of an end that the user or the host brought about.

@@ -140,6 +140,7 @@ func groupRules(g Group, pid int) ([]rule, bool) {
 			{nr: unix.SYS_PWRITEV, why: "a write request out of guest memory"},
 			{nr: unix.SYS_PWRITE64, why: "a write of one segment, and the overlay's block map"},
 			{nr: unix.SYS_FDATASYNC, why: "FLUSH"},
+			{nr: unix.SYS_FSTAT, why: "FLUSH: whether the image has been cut short under the guest"},
 			{nr: unix.SYS_FALLOCATE, why: "DISCARD and WRITE_ZEROES: punched holes and zeroed ranges"},
 		}, true
 	case Network:
