@@ -117,7 +117,7 @@ int blk_wait(struct blk *b, u32 *slot)
 {
 	struct vdev *d = b->d;
 	struct vq *q = b->q;
-	u64 from = ticks, limit = tick_us ? WATCHDOG_US / tick_us : 1, irqs, config;
+	u64 from = ticks, limit = tick_us ? WATCHDOG_US / tick_us : 1, irqs, config, t0 = rdtsc();
 	u32 id, len, armed = 0;
 
 	for (;;) {
@@ -135,7 +135,10 @@ int blk_wait(struct blk *b, u32 *slot)
 		irqs = d->irqs;
 		config = d->config_irqs;
 		while (d->irqs == irqs && d->config_irqs == config) {
-			if (ticks - from >= limit)
+			if (ticks - from >= limit && !tick_us && us_of(rdtsc() - t0) < WATCHDOG_US) {
+				from = ticks;	// a late tick of an earlier timer
+				timer_set(WATCHDOG_US, 0);
+			} else if (ticks - from >= limit)
 				return q->used->idx != q->last_used ? ST_LOST : reg(d, R_STATUS) & S_NEEDS_RESET ? ST_NEEDS_RESET : ST_TIMEOUT;
 			wait_irq();
 		}

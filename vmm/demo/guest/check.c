@@ -109,7 +109,10 @@ static void processor(void)
 		for (u32 i = 0; i < 3; i++)
 			cpuid(0x80000002 + i, &brand[4 * i]);
 		brand[12] = 0;
-		ok("brand", "%s", (char *)brand);
+		if (*(char *)brand)
+			ok("brand", "%s", (char *)brand);
+		else
+			skip("brand", "CPUID 0x80000002 is empty");
 	}
 	if (r[0] >= 0x80000007) {
 		cpuid(0x80000007, r);
