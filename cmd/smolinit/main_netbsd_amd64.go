@@ -1,0 +1,381 @@
+// Command smolinit is the first process of a NetBSD guest under smolvmm: it
+// makes the system fit for one command, runs it, and ends the machine with the
+// command's exit status. See docs/smolinit.md.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The privilege for port I/O belongs to a thread: main stays on the first one.
+func init() { runtime.LockOSThread() }
+
+const configFile = "/etc/smolinit.json"
+
+func main() {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "smolinit runs as process 1 only: put it at /sbin/init")
+		os.Exit(2)
+	}
+	s := &system{}
+	if err := s.ports(func(p ports) { p.out8(portMark, markInit) }); err != nil {
+		s.notef("%v: no configuration channel and no exit port", err)
+	}
+	s.end(s.run())
+}
+
+// system is the guest in the hands of its first process.
+type system struct {
+	cfg      Config
+	notes    []string // what could not be said before there was a console
+	talking  bool
+	rootType string   // of the root file system
+	rootRW   bool     // root was made writable here
+	mounted  []string // mount points with a disk behind them, in order
+}
+
+// notef says something on the console, or keeps it until there is one.
+func (s *system) notef(format string, args ...any) {
+	line := "smolinit: " + fmt.Sprintf(format, args...)
+	if !s.talking {
+		s.notes = append(s.notes, line)
+		return
+	}
+	fmt.Fprintln(os.Stderr, line)
+}
+
+// ports runs f with access to the ports on this thread. The privilege is given
+// back at once, so that no child has it.
+func (s *system) ports(f func(ports)) error {
+	if err := iopl(3); err != nil {
+		return err
+	}
+	f(machinePorts{})
+	return iopl(0)
+}
+
+// run does everything up to the command's end and gives its status.
+func (s *system) run() (status int) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.talking = true
+			s.notef("internal error: %v", r)
+			status = statusInit
+		}
+	}()
+	it, bad := s.configure()
+	s.root()
+	if err := s.devices(); err != nil {
+		s.notef("device nodes: %v", err)
+	}
+	s.console()
+	if bad != nil {
+		s.notef("configuration: %v", bad)
+		return statusInit
+	}
+	s.mounts(len(it.files)+len(it.secrets) > 0)
+	if s.cfg.Hostname != "" {
+		if err := setHostname(s.cfg.Hostname); err != nil {
+			s.notef("%v", err)
+		}
+	}
+	// A kernel without INET has no lo0, and needs none.
+	if err := loopbackUp(); err != nil && !errors.Is(err, unix.ENXIO) && !errors.Is(err, unix.EAFNOSUPPORT) {
+		s.notef("lo0: %v", err)
+	}
+	st := &stager{uid: s.cfg.UID, gid: s.cfg.GID, memory: inMemory, chown: (*os.File).Chown}
+	if err := st.stage(&s.cfg, it); err != nil {
+		s.notef("%v", err)
+		return statusInit
+	}
+	return s.command()
+}
+
+// configure reads the image's file and the host's items.
+func (s *system) configure() (*items, error) {
+	it := &items{}
+	var bad error
+	if err := s.ports(func(p ports) { it, bad = readItems(p) }); err != nil || errors.Is(bad, errNoChannel) {
+		it, bad = &items{}, nil
+	}
+	if bad != nil {
+		return nil, bad
+	}
+	for _, n := range it.notes {
+		s.notef("%s", n)
+	}
+	switch doc, err := readBounded(configFile, maxConfig); {
+	case err == nil:
+		if err := s.cfg.merge(doc, configFile); err != nil {
+			return nil, err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	if it.config != nil {
+		if err := s.cfg.merge(it.config, configPrefix+"init.json"); err != nil {
+			return nil, err
+		}
+	}
+	for k, v := range it.env {
+		if s.cfg.Env == nil {
+			s.cfg.Env = map[string]string{}
+		}
+		s.cfg.Env[k] = v
+	}
+	return it, nil
+}
+
+func readBounded(path string, limit int64) ([]byte, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if st.Size() > limit {
+		return nil, fmt.Errorf("%s: %d bytes; at most %d are read", path, st.Size(), limit)
+	}
+	return os.ReadFile(path)
+}
+
+// root makes the root file system writable: the kernel mounts it read-only.
+func (s *system) root() {
+	var st unix.Statvfs_t
+	if err := unix.Statvfs("/", &st); err != nil {
+		s.notef("/: %v", err)
+		return
+	}
+	s.rootType = unix.ByteSliceToString(st.Fstypename[:])
+	if st.Flag&mntReadOnly == 0 || s.cfg.RootRO || !fileSystems[s.rootType] {
+		return
+	}
+	// A disk attached read-only stays so (EROFS, EACCES); that is its
+	// owner's wish.
+	err := mount(Mount{Type: s.rootType, Target: "/"}, mntUpdate)
+	s.rootRW = err == nil
+	if err != nil && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EACCES) {
+		s.notef("the root file system stays read-only: %v", err)
+	}
+}
+
+// essential are nodes without which most programs fail.
+var essential = []string{"console", "null", "zero", "tty", "random", "urandom"}
+
+// devices makes the nodes that are missing, on a tmpfs when they cannot be made
+// in the image.
+func (s *system) devices() error {
+	err := makeNodes()
+	if !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	if errors.Is(err, unix.EROFS) && !slices.ContainsFunc(essential, missing) {
+		return nil
+	}
+	_ = os.Mkdir("/dev", 0o755)
+	if err := mount(Mount{Type: "tmpfs", Target: "/dev", Mode: 0o755}, 0); err != nil {
+		return err
+	}
+	if err := os.Mkdir("/dev/pts", 0o755); err != nil {
+		return err
+	}
+	return makeNodes()
+}
+
+func missing(name string) bool {
+	_, err := os.Lstat("/dev/" + name)
+	return err != nil
+}
+
+// makeNodes makes every node that is not there.
+func makeNodes() error {
+	old := unix.Umask(0)
+	defer unix.Umask(old)
+	for _, n := range nodes {
+		mode := uint32(unix.S_IFCHR)
+		if n.block {
+			mode = unix.S_IFBLK
+		}
+		err := unix.Mknod("/dev/"+n.name, mode|uint32(n.perm), int(n.dev()))
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return &fs.PathError{Op: "mknod", Path: "/dev/" + n.name, Err: err}
+		}
+	}
+	return nil
+}
+
+// console puts /dev/console on descriptors 0 to 2, where the Go runtime has
+// found nothing and put /dev/null.
+func (s *system) console() {
+	fd, err := unix.Open("/dev/console", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err == nil {
+		for std := range 3 {
+			_ = unix.Dup2(fd, std)
+		}
+		if fd > 2 {
+			unix.Close(fd)
+		}
+	}
+	s.talking = true
+	for _, line := range s.notes {
+		fmt.Fprintln(os.Stderr, line)
+	}
+	if err != nil {
+		s.notef("/dev/console: %v", err)
+	}
+}
+
+// mounts makes smolinit's own mounts and those asked for.
+func (s *system) mounts(needRun bool) {
+	own := ownMounts
+	if needRun {
+		own = append([]Mount{{Type: "tmpfs", Target: runDir, Mode: 0o755}}, own...)
+		if err := os.Mkdir(runDir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			s.notef("files and secrets need a directory %s in the image: %v", runDir, err)
+		}
+	}
+	for _, m := range own {
+		asked := slices.ContainsFunc(s.cfg.Mounts, func(o Mount) bool { return filepath.Clean(o.Target) == m.Target })
+		if st, err := os.Stat(m.Target); asked || err != nil || !st.IsDir() {
+			continue
+		}
+		// ENODEV: the kernel was built without it.
+		if err := mount(m, 0); err != nil && !errors.Is(err, unix.ENODEV) {
+			s.notef("%v", err)
+		}
+	}
+	for _, m := range s.cfg.Mounts {
+		if err := os.MkdirAll(m.Target, 0o755); err != nil {
+			s.notef("%v", err)
+		}
+		if err := mount(m, 0); err != nil {
+			s.notef("%v", err)
+		} else if fileSystems[m.Type] {
+			s.mounted = append(s.mounted, m.Target)
+		}
+	}
+}
+
+// inMemory tells whether a directory is on a tmpfs.
+func inMemory(dir string) (bool, string, error) {
+	var st unix.Statvfs_t
+	if err := unix.Statvfs(dir, &st); err != nil {
+		return false, "", &fs.PathError{Op: "statvfs", Path: dir, Err: err}
+	}
+	kind := unix.ByteSliceToString(st.Fstypename[:])
+	return kind == "tmpfs" || kind == "mfs", kind, nil
+}
+
+// command runs the command to its end.
+func (s *system) command() int {
+	argv := s.cfg.Argv
+	if len(argv) == 0 {
+		if _, err := os.Stat("/bin/sh"); err != nil {
+			s.banner()
+			return 0
+		}
+		s.notef("no command is given: starting /bin/sh")
+		argv = []string{"/bin/sh"}
+	}
+	env := s.cfg.environ()
+	file, err := lookPath(argv[0], env)
+	if err != nil {
+		s.notef("%v", err)
+		return startStatus(err)
+	}
+	cwd := s.cfg.Cwd
+	if cwd == "" {
+		cwd = "/"
+	}
+	attr := &syscall.ProcAttr{Dir: cwd, Env: env, Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setsid: true}}
+	if _, err := unix.IoctlGetTermios(0, unix.TIOCGETA); err == nil {
+		attr.Sys.Setctty = true // the interrupt character reaches the command
+	}
+	if s.cfg.UID != 0 || s.cfg.GID != 0 || len(s.cfg.Groups) > 0 {
+		attr.Sys.Credential = &syscall.Credential{Uid: s.cfg.UID, Gid: s.cfg.GID, Groups: s.cfg.Groups}
+	}
+	stop := make(chan os.Signal, 4)
+	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT)
+	signal.Ignore(syscall.SIGPIPE, syscall.SIGTSTP)
+	if !s.cfg.Quiet {
+		s.notef("running %s", file)
+	}
+	pid, _, err := syscall.StartProcess(file, argv, attr)
+	if err != nil {
+		s.notef("%s: %v", file, err)
+		return startStatus(err)
+	}
+	sv := &supervisor{
+		kill: syscall.Kill, ended: reap(), stop: stop, warnf: s.notef,
+		grace: time.Duration(s.cfg.grace()) * time.Second, settle: 2 * time.Second,
+	}
+	status := sv.watch(pid)
+	sv.sweep()
+	return status
+}
+
+// banner tells what there is, where nothing can be run.
+func (s *system) banner() {
+	var u unix.Utsname
+	_ = unix.Uname(&u)
+	ncpu, _ := unix.SysctlUint32("hw.ncpu")
+	mem, _ := unix.SysctlUint64("hw.physmem64")
+	s.notef("%s %s %s, %d CPU, %d MiB, root on %s", unix.ByteSliceToString(u.Sysname[:]), unix.ByteSliceToString(u.Release[:]),
+		unix.ByteSliceToString(u.Machine[:]), ncpu, mem>>20, s.rootType)
+	s.notef("no command is given (%sinit.json or %s), and the image has no /bin/sh", configPrefix, configFile)
+	for _, dir := range []string{"/", "/bin", "/sbin", "/usr/bin", "/usr/local/bin"} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			continue
+		}
+		var names []string
+		for _, e := range entries[:min(len(entries), 40)] {
+			names = append(names, e.Name())
+		}
+		if len(entries) > len(names) {
+			names = append(names, "…")
+		}
+		s.notef("%-6s %s", dir, strings.Join(names, " "))
+	}
+}
+
+// end closes the file systems and the machine. It does not return.
+func (s *system) end(status int) {
+	unix.Sync()
+	for _, dir := range slices.Backward(s.mounted) {
+		if err := unix.Unmount(dir, 0); err != nil {
+			if err := unix.Unmount(dir, mntForce); err != nil {
+				s.notef("unmount %s: %v", dir, err)
+			}
+		}
+	}
+	if s.rootRW {
+		// Writes everything out and marks the file system clean.
+		if err := mount(Mount{Type: s.rootType, Target: "/"}, mntUpdate|mntReadOnly|mntForce); err != nil {
+			s.notef("closing the root file system: %v", err)
+		}
+	}
+	how := rbAutoboot
+	switch s.cfg.Poweroff {
+	case "reboot":
+	case "halt":
+		how = rbHalt
+	default:
+		// Ends here under smolvmm.
+		if err := s.ports(func(p ports) { p.out8(portExit, uint8(status)) }); err == nil {
+			s.notef("the command ended with status %d, and no exit port took it: rebooting", status)
+		}
+	}
+	s.notef("reboot: %v", reboot(how))
+	os.Exit(status) // the kernel panics with the status
+}

@@ -1,0 +1,13 @@
+//go:build !netbsd || !amd64
+
+package main
+
+import (
+	"fmt"
+	"os"
+)
+
+func main() {
+	fmt.Fprintln(os.Stderr, "smolinit is the first process of a NetBSD/amd64 guest: build it with GOOS=netbsd GOARCH=amd64 CGO_ENABLED=0")
+	os.Exit(2)
+}

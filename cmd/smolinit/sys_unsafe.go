@@ -1,0 +1,151 @@
+//go:build netbsd && amd64
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// System calls that neither syscall nor x/sys/unix wraps for NetBSD.
+
+// iopl sets the I/O privilege level of the calling thread (sysarch(2),
+// X86_IOPL): 3 opens all ports to it. The kernel needs option INSECURE or a
+// securelevel below 1.
+func iopl(level int32) error {
+	const x86IOPL = 2 // x86/sysarch.h
+	if _, _, errno := syscall.Syscall(unix.SYS_SYSARCH, x86IOPL, uintptr(unsafe.Pointer(&level)), 0); errno != 0 {
+		return fmt.Errorf("raising the I/O privilege level: %w", errno)
+	}
+	return nil
+}
+
+// Mount arguments (ufs/ufs/ufsmount.h, fs/tmpfs/tmpfs_args.h,
+// fs/ptyfs/ptyfs.h, miscfs/procfs/procfs.h).
+type ufsArgs struct{ fspec *byte }
+
+type tmpfsArgs struct {
+	version  int32
+	nodesMax uint64
+	sizeMax  int64
+	uid, gid uint32
+	mode     uint32
+}
+
+type ptyfsArgs struct {
+	version int32
+	gid     uint32
+	mode    uint32
+	flags   int32
+}
+
+type procfsArgs struct{ version, flags int32 }
+
+const gidTTY = 4 // etc/group
+
+// mount mounts m with extra flags.
+func mount(m Mount, extra int) error {
+	flags, err := m.flags()
+	if err != nil {
+		return err
+	}
+	flags |= extra
+	var source *byte
+	if m.Source != "" {
+		if source, err = syscall.BytePtrFromString(m.Source); err != nil {
+			return err
+		}
+	}
+	switch m.Type {
+	case "ffs", "ext2fs":
+		return mountCall(m, flags, &ufsArgs{source})
+	case "tmpfs":
+		mode := uint32(m.Mode)
+		if mode == 0 {
+			mode = 0o755
+		}
+		return mountCall(m, flags, &tmpfsArgs{version: 1, sizeMax: int64(m.Size), mode: mode})
+	case "ptyfs":
+		return mountCall(m, flags, &ptyfsArgs{version: 2, gid: gidTTY, mode: 0o620})
+	case "procfs":
+		return mountCall(m, flags, &procfsArgs{version: 1})
+	default: // kernfs
+		return mountCall[struct{}](m, flags, nil)
+	}
+}
+
+func mountCall[T any](m Mount, flags int, args *T) error {
+	kind, err := syscall.BytePtrFromString(m.Type)
+	if err != nil {
+		return err
+	}
+	target, err := syscall.BytePtrFromString(m.Target)
+	if err != nil {
+		return err
+	}
+	var size uintptr
+	if args != nil {
+		size = unsafe.Sizeof(*args)
+	}
+	if _, _, errno := syscall.Syscall6(unix.SYS_MOUNT, uintptr(unsafe.Pointer(kind)), uintptr(unsafe.Pointer(target)),
+		uintptr(flags), uintptr(unsafe.Pointer(args)), size, 0); errno != 0 {
+		return &os.PathError{Op: "mount " + m.Type, Path: m.Target, Err: errno}
+	}
+	return nil
+}
+
+// setHostname sets kern.hostname (sysctl(7): CTL_KERN 1, KERN_HOSTNAME 10).
+func setHostname(name string) error {
+	mib := [2]int32{1, 10}
+	b := []byte(name)
+	if _, _, errno := syscall.Syscall6(unix.SYS___SYSCTL, uintptr(unsafe.Pointer(&mib)), 2, 0, 0,
+		uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b))); errno != 0 {
+		return fmt.Errorf("setting the host name: %w", errno)
+	}
+	return nil
+}
+
+// Ways to reboot (sys/reboot.h).
+const (
+	rbAutoboot = 0
+	rbHalt     = 0x8
+)
+
+// reboot does not return but with an error.
+func reboot(how int) error {
+	_, _, errno := syscall.Syscall(unix.SYS_REBOOT, uintptr(how), 0, 0)
+	return errno
+}
+
+// loopbackUp gives lo0 its address (in(4), SIOCAIFADDR with a struct
+// ifaliasreq), which nobody else does here.
+func loopbackUp() error {
+	const siocAIFADDR = 0x8040691a // _IOW('i', 26, struct ifaliasreq)
+	type sockaddrIn struct {
+		len, family uint8
+		port        uint16
+		addr        [4]byte
+		_           [8]byte
+	}
+	req := struct {
+		name            [16]byte
+		addr, dst, mask sockaddrIn
+	}{
+		addr: sockaddrIn{len: 16, family: unix.AF_INET, addr: [4]byte{127, 0, 0, 1}},
+		mask: sockaddrIn{len: 16, family: unix.AF_INET, addr: [4]byte{255, 0, 0, 0}},
+	}
+	copy(req.name[:], "lo0")
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if _, _, errno := syscall.Syscall(unix.SYS_IOCTL, uintptr(fd), siocAIFADDR, uintptr(unsafe.Pointer(&req))); errno != 0 {
+		return errno
+	}
+	return nil
+}
