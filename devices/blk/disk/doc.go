@@ -43,7 +43,8 @@
 // has one place of its own: no entry can point outside the file or into another
 // block. Bits behind the last block are zero. The file is sparse and as long as
 // data offset + disk size: blocks never written, or discarded, are holes, and a
-// hole whose bit is 1 reads as zeroes.
+// hole whose bit is 1 reads as zeroes. The map's own room is taken when a file
+// with a name is made.
 //
 // A block's data is made durable before its bit: Flush does fdatasync, writes
 // the map pages that changed, and does fdatasync again. A torn write of the map

@@ -111,7 +111,16 @@ func (o *Overlay) create() error {
 		// What is left of a full disk's header would not be taken for empty.
 		return errors.Join(err, o.file.Truncate(0))
 	}
-	if err := o.file.Truncate(o.g.fileLen); err != nil {
+	err = o.file.Truncate(o.g.fileLen)
+	if err == nil {
+		// Room for the whole map now, one byte for each 32 KiB of disk: a file
+		// system that fills up later fails the write that finds no room, and
+		// not the flush behind writes that have been said to be done.
+		if err = o.f.fallocate(0, 0, headerLen+o.g.mapLen); err != nil && unsupported(err) {
+			err = nil
+		}
+	}
+	if err != nil {
 		return errors.Join(err, o.file.Truncate(0))
 	}
 	if err := o.file.Sync(); err != nil {
