@@ -237,6 +237,31 @@ func TestSetAsLinuxDoes(t *testing.T) {
 	}
 }
 
+// TestNonsense: whatever a guest sets becomes a date.
+func TestNonsense(t *testing.T) {
+	for _, c := range []struct {
+		set, want [8]byte // seconds, minutes, hours, weekday, day, month, year, century
+	}{
+		{[8]byte{0, 0, 0, 0, 0, 0, 0, 0}, [8]byte{0, 0, 0, 0x03, 0x30, 0x11, 0x99, 0x00}},                                  // 30 November of the year before 0
+		{[8]byte{0x60, 0x59, 0x23, 0, 0x31, 0x12, 0x26, 0x20}, [8]byte{0, 0, 0, 0x06, 0x01, 0x01, 0x27, 0x20}},             // carries into the next year
+		{[8]byte{0, 0, 0, 0, 0x30, 0x02, 0x26, 0x20}, [8]byte{0, 0, 0, 0x02, 0x02, 0x03, 0x26, 0x20}},                      // 30 February
+		{[8]byte{0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF}, [8]byte{0x45, 0x47, 0x23, 0x03, 0x18, 0x02, 0x79, 0x66}}, // 0xFF counts as 165: 165 months, days, hours and so on into the year 16665
+	} {
+		clock, h := newClock()
+		h.t = h.t.Add(500 * time.Millisecond) // later in its second than the guest's will be
+		out(clock, regB, b24|bSET)
+		out(clock, regA, 0x70)
+		for i, r := range timeRegs {
+			out(clock, r, c.set[i])
+		}
+		out(clock, regB, b24)
+		out(clock, regA, 0x26)
+		if got := all(clock); got != c.want {
+			t.Errorf("% x becomes % x, want % x", c.set, got, c.want)
+		}
+	}
+}
+
 func TestRegisterC(t *testing.T) {
 	c, h := newClock()
 	tick := h.t
