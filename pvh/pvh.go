@@ -119,14 +119,23 @@ func Load(mem *guestmem.Memory, kernel File, p Params) (*Entry, error) {
 	if err != nil {
 		return nil, err
 	}
+	// A program that is no kernel is told so first; of a compressed file the
+	// notes come out of what is loaded, so that it is unpacked once.
+	if !src.compressed() {
+		if err := img.readNotes(src); err != nil {
+			return nil, err
+		}
+	}
 	if err := img.place(mem); err != nil {
 		return nil, err
 	}
 	if err := img.load(mem, src, p.FreshMemory); err != nil {
 		return nil, err
 	}
-	if err := img.readNotes(src); err != nil {
-		return nil, err
+	if src.compressed() {
+		if err := img.readNotes(src); err != nil {
+			return nil, err
+		}
 	}
 	if err := src.finish(); err != nil {
 		return nil, img.readError(err)
