@@ -115,9 +115,7 @@ func (q *Queue) EnableKicks() (more bool) {
 		// A torn value is harmless, for whoever reads it has published its
 		// index before the barrier, and the load below finds it.
 		binary.LittleEndian.PutUint16(q.availEvent, q.nextAvail)
-		// A full barrier: Go's swap is XCHG on x86, and the compiler moves no
-		// access across it.
-		q.fence.Swap(1)
+		q.barrier()
 	} else {
 		q.usedFlags = 0
 		q.storeUsed()
@@ -125,9 +123,17 @@ func (q *Queue) EnableKicks() (more bool) {
 	return q.availIdx.load() != q.nextAvail
 }
 
+// storeUsed writes used.flags and used.idx behind everything before, and ahead
+// of every load after.
 func (q *Queue) storeUsed() {
 	q.usedWord.Store(uint32(q.published)<<16 | uint32(q.usedFlags))
+	q.barrier()
 }
+
+// barrier is a full one: Go's swap is XCHG on x86, and the compiler moves no
+// access across it. Go's atomic store would be one as well, but not under the
+// race detector, which makes it a mere release: wake-ups get lost there.
+func (q *Queue) barrier() { q.fence.Swap(1) }
 
 // needEvent says whether an index that moves from old to now passes event
 // (VirtIO 1.2 §2.7.7.1, §2.7.10.1).

@@ -31,10 +31,10 @@
 // An index shares an aligned 32-bit word with a neighbour that the same side
 // owns or that is only read here, so indices are accessed as 32-bit atomics
 // whatever the ring's alignment (avail may lie at an odd multiple of 2: then its
-// idx shares a word with ring[0]). Go's atomics are sequentially consistent,
-// which gives both the acquire and release that ring contents need and the full
-// barrier between "publish my index" and "read the other side's wish", on which
-// lossless notification suppression rests (VirtIO 1.2 §2.7.10, §2.7.7).
+// idx shares a word with ring[0]): that is the acquire and release that ring
+// contents need. Between "publish my index" and "read the other side's wish" there
+// is a full barrier, on which lossless notification suppression rests (VirtIO 1.2
+// §2.7.7, §2.7.10).
 package virtq
 
 import (

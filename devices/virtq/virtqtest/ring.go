@@ -382,7 +382,7 @@ func (r *Ring) DisableInterrupts() {
 func (r *Ring) EnableInterrupts() (more bool) {
 	if r.Cfg.EventIdx {
 		r.put16(r.usedEventGPA(), r.lastUsed)
-		r.fence.Swap(1)
+		r.barrier()
 	} else {
 		r.flags &^= 1
 		r.storeAvail()
@@ -405,7 +405,11 @@ func (r *Ring) storeAvail() {
 		return
 	}
 	r.availWord.Store(uint32(r.published)<<16 | uint32(r.flags))
+	r.barrier()
 }
+
+// barrier is a full one, under the race detector too: see package virtq.
+func (r *Ring) barrier() { r.fence.Swap(1) }
 
 func (r *Ring) put16(gpa uint64, v uint16) {
 	var b [2]byte
