@@ -31,8 +31,7 @@ func benchWorker(tb testing.TB, dev *Device, mem *guestmem.Memory) (*worker, *vi
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return &worker{
-		d: dev, backend: dev.backend, queue: &devices.Queue{Queue: q}, driver: &silent{},
-		negotiated: dev.offered, capacity: uint64(dev.backend.Size()) / SectorSize, serial: dev.serial,
-	}, r
+	return dev.newWorker(devices.Activation{
+		Mem: mem, Features: dev.offered, Queues: []*devices.Queue{{Queue: q}}, Driver: &silent{},
+	}), r
 }

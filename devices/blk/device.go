@@ -146,11 +146,7 @@ func (d *Device) start() error {
 	if err := q.Attach(d.act.Mem); err != nil {
 		return fmt.Errorf("virtio-blk: %w", err)
 	}
-	w := &worker{
-		d: d, backend: d.backend, queue: q, driver: d.act.Driver,
-		negotiated: d.act.Features, capacity: uint64(d.backend.Size()) / SectorSize,
-		serial: d.serial,
-	}
+	w := d.newWorker(*d.act)
 	done := make(chan struct{})
 	d.done = done
 	d.stop.Store(false)
@@ -159,6 +155,13 @@ func (d *Device) start() error {
 		w.run()
 	}()
 	return nil
+}
+
+func (d *Device) newWorker(a devices.Activation) *worker {
+	return &worker{
+		d: d, backend: d.backend, queue: a.Queues[0], driver: a.Driver,
+		negotiated: a.Features, capacity: uint64(d.backend.Size()) / SectorSize, serial: d.serial,
+	}
 }
 
 // halt returns when the worker has ended and the queue lets go of guest memory.
