@@ -8,6 +8,7 @@
 package fwcfg
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -83,15 +84,16 @@ var (
 	_ devices.Stateful = (*Device)(nil)
 )
 
-// New makes a device with the items. It takes their values over, and Close wipes
-// them. Files get their keys in the order of their names, as QEMU gives them.
+// New makes a device with copies of the items, which Close wipes; the caller's
+// own are the caller's to Wipe, when no machine needs them any more. Files get
+// their keys in the order of their names, as QEMU gives them.
 func New(items []Item) (*Device, error) {
 	if len(items) > MaxItems {
 		return nil, fmt.Errorf("fw_cfg: %d items, at most %d are possible", len(items), MaxItems)
 	}
 	d := &Device{items: slices.Clone(items)}
-	slices.SortFunc(d.items, func(a, b Item) int { return strings.Compare(a.name, b.name) })
 	total := 0
+	slices.SortFunc(d.items, func(a, b Item) int { return strings.Compare(a.name, b.name) })
 	for i, it := range d.items {
 		if it.value == nil {
 			return nil, fmt.Errorf("fw_cfg: item %d is empty: make it with NewItem", i)
@@ -103,6 +105,10 @@ func New(items []Item) (*Device, error) {
 	}
 	if total > MaxTotal {
 		return nil, fmt.Errorf("fw_cfg: items of %d bytes in all, at most %d are possible", total, MaxTotal)
+	}
+	for i := range d.items {
+		it := &d.items[i]
+		it.value = hide(bytes.Clone(it.value.bytes()))
 	}
 	d.dir = d.directory()
 	d.choose(keySignature)
@@ -180,8 +186,7 @@ func (d *Device) ReadMany(off uint64, p []byte) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	b := d.selected.bytes()
-	n := copy(p, b[min(d.offset, len(b)):]) // an item may have been wiped under us
+	n := copy(p, d.selected.bytes()[d.offset:])
 	d.offset += n
 	clear(p[n:])
 }
@@ -197,7 +202,7 @@ func (d *Device) Write(off uint64, p []byte) {
 	d.choose(binary.LittleEndian.Uint16(p))
 }
 
-// Close wipes the values out of memory. The device then has no items.
+// Close wipes the device's copy of the values. It then has no items.
 func (d *Device) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -8,11 +8,11 @@ const (
 	IRQ  = 4     // ISA interrupt line
 )
 
-// Register offsets from the base port (PC16550D §8.0, table I). The first two
+// Register offsets from the base port (PC16550D §8.0, table II). The first two
 // have other meanings while LCR.DLAB is set, the third differs by direction.
 //
 //	off  DLAB  read  write  section
-//	0    0     RBR   THR    §8.4 (as data), §8.11 with FIFOs
+//	0    0     RBR   THR    §8.0 table II, §8.11 with FIFOs
 //	1    0     IER   IER    §8.7
 //	0    1     DLL   DLL    §8.3
 //	1    1     DLM   DLM    §8.3
@@ -68,7 +68,7 @@ const (
 // (PC16550D §8.5).
 var triggerLevel = [4]int{1, 4, 8, 14}
 
-// fifoSize is the depth of the receiver FIFO in characters (PC16550D §1.0); the
+// fifoSize is the depth of the receiver FIFO in characters (PC16550D, "General Description"); the
 // transmitter's is replaced by the larger output buffer.
 const fifoSize = 16
 
@@ -118,5 +118,5 @@ const (
 )
 
 // resetDivisor is 9,600 baud from the PC's 1.8432 MHz crystal (PC16550D §8.3,
-// table III). The chip leaves the latch undefined at reset (§8.0, table II).
+// table III). The chip leaves the latch undefined at reset (§8.0, table I).
 const resetDivisor = 12

@@ -71,7 +71,7 @@ func TestRegisters(t *testing.T) {
 		name  string
 		steps []step
 	}{
-		{"reset values, §8.0 table II", []step{
+		{"reset values, §8.0 table I", []step{
 			rd(regIER, 0), rd(regIIR, 0x01), rd(regLCR, 0), rd(regMCR, 0), rd(regLSR, 0x60), rd(regMSR, 0xB0), rd(regData, 0),
 			wr(regLCR, 0x80), rd(regData, 12), rd(regIER, 0)}},
 		{"RBR of an empty receiver", []step{rd(regData, 0)}},
