@@ -63,6 +63,7 @@ static void tick(u32 vec)
 
 void lapic_init(void)
 {
+	map(IOAPIC, LAPIC + 4096 - IOAPIC);
 	lapic_set(LAPIC_SVR, 0x100 | VEC_SPURIOUS);
 	lapic_set(LAPIC_LINT0, 0x10000);	// no 8259 is needed
 	lapic_set(LAPIC_LINT1, 0x400);		// NMI

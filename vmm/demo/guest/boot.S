@@ -24,8 +24,9 @@ pvh_start:
 	movl	$boot_stack_top, %esp
 	movl	%ebx, %esi		// cpuid destroys ebx
 
-	// The first 4 GiB one to one: four 1 GiB pages where the CPU has them
-	// (a handful of instructions), else 2,048 pages of 2 MiB.
+	// The first 4 GiB one to one: four 1 GiB pages where the CPU has them,
+	// else what map() adds, beginning with 16 MiB in pages of 2 MiB. (Filling
+	// 2,048 entries here would take milliseconds where ring 0 is emulated.)
 	movl	$boot_pml4, %edi
 	movl	$boot_pdpt + PTE_TABLE, (%edi)
 	movl	$boot_pdpt, %edi
@@ -52,7 +53,7 @@ small_pages:
 	loop	1b
 	movl	$boot_pd, %edi
 	movl	$PTE_PAGE, %eax
-	movl	$2048, %ecx
+	movl	$8, %ecx
 2:	movl	%eax, (%edi)
 	addl	$8, %edi
 	addl	$0x200000, %eax

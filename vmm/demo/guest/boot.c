@@ -20,10 +20,31 @@ struct PACKED start_info {
 struct PACKED memmap_entry { u64 addr, size; u32 type, reserved; };
 struct PACKED modlist_entry { u64 paddr, size, cmdline, reserved; };
 
+// map makes addresses usable one to one, where 1 GiB pages have not done so
+// already for all below 4 GiB.
+void map(u64 at, u64 len)
+{
+	for (u64 page = at >> 21; len && page <= (at + len - 1) >> 21 && page < 512 * 512; page++) {
+		u64 *pd, flags = page >= 0xC0000000 >> 21 && page < 1 << 11 ? PTE_PAGE | PTE_UNCACHED : PTE_PAGE;
+
+		if (boot_gigapages) {
+			if (!boot_pdpt[page >> 9])
+				boot_pdpt[page >> 9] = page >> 9 << 30 | flags;
+			continue;
+		}
+		if (!boot_pdpt[page >> 9])
+			boot_pdpt[page >> 9] = (u64)heap(4096) | PTE_TABLE;
+		pd = (u64 *)(boot_pdpt[page >> 9] & ~4095ul);
+		if (!pd[page & 511])
+			pd[page & 511] = page << 21 | flags;
+	}
+}
+
 static const char *take_map(u64 at, u32 n)
 {
 	const struct memmap_entry *e = (void *)at;
 
+	map(at, n * sizeof *e);
 	if (n == 0)
 		return "memory map without entries";
 	if (n > COUNT(boot.map))
@@ -45,6 +66,7 @@ const char *boot_read(u64 at)
 	u32 i;
 
 	boot.start_info = at;
+	map(at, sizeof *s);
 	if (s->magic != 0x336ec578)
 		return "start_info: bad magic";
 	boot.version = s->version;
@@ -52,6 +74,7 @@ const char *boot_read(u64 at)
 	boot.cmdline_at = s->cmdline;
 	if (!s->cmdline)
 		return "start_info: no command line";
+	map(s->cmdline, sizeof boot.cmdline);
 	for (i = 0; ((const char *)s->cmdline)[i]; i++) {
 		if (i == sizeof boot.cmdline - 1)
 			return "command line over 4095 bytes";
@@ -64,6 +87,8 @@ const char *boot_read(u64 at)
 	if (wrong)
 		return wrong;
 	m = (void *)s->modlist;
+	if (m)
+		map((u64)m, COUNT(boot.mod) * sizeof *m);
 	for (i = 0; m && i < s->nr_modules && i < COUNT(boot.mod); i++) {
 		boot.mod[i].base = m[i].paddr;
 		boot.mod[i].len = m[i].size;
@@ -114,28 +139,6 @@ void heap_init(void)
 			heap_end = boot.mod[i].base;
 	if (heap_end > 0xC0000000)
 		heap_end = 0xC0000000;
-
-	// RAM above 4 GiB joins the identity map.
-	for (u32 i = 0; i < boot.nmap; i++) {
-		u64 from = boot.map[i].base, to = from + boot.map[i].len;
-
-		if (boot.map[i].type != RAM || to <= 1ul << 32)
-			continue;
-		for (u64 g = from >> 30; g < 512 && g << 30 < to; g++) {
-			u64 *pd;
-
-			if (boot_pdpt[g])
-				continue;
-			if (boot_gigapages) {
-				boot_pdpt[g] = g << 30 | PTE_PAGE;
-				continue;
-			}
-			pd = heap(4096);
-			for (u64 j = 0; j < 512; j++)
-				pd[j] = g << 30 | j << 21 | PTE_PAGE;
-			boot_pdpt[g] = (u64)pd | PTE_TABLE;
-		}
-	}
 }
 
 void *heap(u64 size)
@@ -148,6 +151,7 @@ void *heap(u64 size)
 		finish();
 	}
 	heap_at += size;
+	map((u64)p, size);
 	return memset(p, 0, size);
 }
 

@@ -35,6 +35,7 @@ static void start_info(void)
 			fail("module", "n=%u at=0x%lx size=%lu is outside RAM", i, m->base, m->len);
 			continue;
 		}
+		map(m->base, 256);
 		for (u64 j = 0; j < m->len && j < 256; j++)
 			h = (h ^ rd8(m->base + j)) * 16777619;
 		ok("module", "n=%u at=0x%lx size=%lu fnv=%08x", i, m->base, m->len, h);
@@ -51,6 +52,7 @@ static void memory(void)
 
 		if (r->type != RAM || r->len < 4096 || r->base + r->len > 1ul << 39)
 			continue;
+		map((u64)p, 8);
 		was = *p;
 		*p = 0x5a5aa5a500ff0000 ^ (u64)p;
 		barrier();

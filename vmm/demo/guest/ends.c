@@ -71,6 +71,7 @@ void mode_badop(const char *v)
 	void (*nowhere)(void) = (void *)ABSENT;
 
 	(void)v;
+	map(ABSENT, 4096);
 	ok("badop", "at=0x%lx", ABSENT);
 	nowhere();
 	fail("badop", "came back");
@@ -79,6 +80,7 @@ void mode_badop(const char *v)
 void mode_mmioabsent(const char *v)
 {
 	(void)v;
+	map(ABSENT, 4096);
 	wr32(ABSENT, 0x12345678);
 	if (rd32(ABSENT) != 0xffffffff || rd8(ABSENT + 1) != 0xff || rd16(ABSENT + 2) != 0xffff)
 		fail("mmioabsent", "at=0x%lx reads 0x%08x", ABSENT, rd32(ABSENT));

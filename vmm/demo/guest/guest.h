@@ -87,6 +87,7 @@ extern struct boot boot;
 const char *boot_read(u64 start_info); // NULL or what is wrong
 const char *boot_option(const char *name);
 int in_ram(u64 addr, u64 len);
+void map(u64 at, u64 len); // before anything outside the first 16 MiB is touched
 void heap_init(void);
 void *heap(u64 size); // zeroed pages; ends the guest when there are none
 extern u64 heap_at, heap_end;

@@ -89,6 +89,7 @@ void mode_touch(const char *v)
 			continue;
 		if (from < heap_at)
 			from = heap_at;
+		map(from, to - from);
 		for (; left && from < to; from += 4096, left--, done++)
 			*(volatile u64 *)from = from;
 	}

@@ -109,6 +109,7 @@ const char *mp_read(void)
 	if (p->length != 1 || !p->table)
 		return "_MP_ structure without a table";
 	h = (void *)(u64)p->table;
+	map((u64)h, 65536);
 	if (memcmp(h->sig, "PCMP", 4))
 		return "no PCMP signature";
 	if (sum((u64)h, h->length))

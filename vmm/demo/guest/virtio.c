@@ -30,6 +30,7 @@ void virtio_find(void)
 			continue;
 		}
 		struct vdev *d = &vdevs[nvdevs];
+		map(base, size);
 		d->n = nvdevs;
 		d->base = base;
 		d->size = size;
