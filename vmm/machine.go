@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/smolvmm/smolvmm/devices"
@@ -52,6 +51,7 @@ type Machine struct {
 
 	mu      sync.Mutex // the machine's phase
 	phase   phase
+	ran     bool           // Run has been called
 	runs    sync.WaitGroup // Run under way
 	workers sync.WaitGroup // goroutines of the machine's own
 	release func() error   // once
@@ -60,7 +60,6 @@ type Machine struct {
 	endOnce sync.Once
 	exit    Exit
 	hostErr error
-	running atomic.Int32 // vCPUs inside Run
 }
 
 type namedDevice struct {
@@ -184,10 +183,11 @@ func (m *Machine) enter(r pvh.Regs) error {
 // guest's. A machine runs once.
 func (m *Machine) Run(ctx context.Context) (Exit, error) {
 	m.mu.Lock()
-	if m.phase != built && m.phase != paused || m.running.Load() != 0 {
+	if m.ran || m.phase == over {
 		m.mu.Unlock()
-		return Exit{}, fmt.Errorf("machine: Run called twice, or after Close")
+		return Exit{}, errors.New("machine: Run called twice, or after Close")
 	}
+	m.ran = true
 	if err := m.confine(); err != nil {
 		m.mu.Unlock()
 		return Exit{}, fmt.Errorf("confinement: %w", err)
@@ -197,7 +197,6 @@ func (m *Machine) Run(ctx context.Context) (Exit, error) {
 	var done sync.WaitGroup
 	m.timeline.add("run", time.Now())
 	for _, v := range m.vcpus {
-		m.running.Add(1)
 		done.Add(1)
 		go func() {
 			defer done.Done()
@@ -241,7 +240,6 @@ func (m *Machine) confine() error {
 
 // vcpuEnded takes in why a vCPU stopped.
 func (m *Machine) vcpuEnded(s cpu.Stop) {
-	m.running.Add(-1)
 	switch s.Kind {
 	case cpu.StopAsked:
 	case cpu.StopHostError:
