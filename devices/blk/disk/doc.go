@@ -6,10 +6,13 @@
 // and pwritev alone: nothing is mapped, so a file truncated under the monitor
 // gives a short read, which becomes an error, and never SIGBUS.
 //
-// Everything is opened, checked and locked by Open; afterwards no path is
-// looked at again. Afterwards these system calls are made: preadv2 or preadv,
-// pwritev, pread64, pwrite64, fdatasync, fallocate, fstat, on block devices
-// ioctl(BLKDISCARD), and close.
+// Everything is opened, checked and locked by Open. Afterwards no path is looked
+// at again, and these system calls are made: preadv, pwritev, pread64, pwrite64,
+// fdatasync, fallocate, fstat, close, and on block devices ioctl(BLKDISCARD).
+//
+// A file that is truncated while in use fails reads of what is gone, and every
+// Flush until it is long enough again. A write behind its new end makes it grow,
+// as with any file, and leaves zeroes in between.
 //
 // # Locks
 //

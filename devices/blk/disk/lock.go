@@ -36,6 +36,9 @@ func (h Holder) String() string {
 func (e *LockedError) Error() string {
 	who, writes := "another process", !e.Exclusive
 	for i, h := range e.Holders {
+		if h.PID == os.Getpid() {
+			return "in use already by this very process: attach it once, or each time with ro or overlay"
+		}
 		if i == 0 {
 			who = h.String()
 		} else if i < 3 {
