@@ -1,0 +1,149 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// maxFailures is how many failed starts in a row make a peer drop out of an experiment.
+const maxFailures = 3
+
+// series are the starts of one subject in an experiment, by round. A failed start is nil.
+type series struct {
+	subject subject
+	samples []*sample
+	failed  int
+	failure string // the first failure
+	dropped bool
+}
+
+// experiment is one guest started by several subjects in turn.
+type experiment struct {
+	what   string
+	rounds int
+	warm   int // rounds before those that count
+	launch func(subject) launch
+}
+
+// run starts every subject once a round. The order rotates, so that nobody always follows the same neighbour.
+func (e experiment) run(subjects []subject, notes io.Writer) ([]*series, error) {
+	var out []*series
+	for _, s := range subjects {
+		out = append(out, &series{subject: s})
+	}
+	began := time.Now()
+	for round := range e.warm + e.rounds {
+		for i := range out {
+			x := out[(i+round)%len(out)]
+			if x.dropped {
+				continue
+			}
+			s, err := start(e.launch(x.subject))
+			if err != nil && x.subject.must {
+				return nil, fmt.Errorf("%s: %w", e.what, err)
+			}
+			if err != nil {
+				x.fail(err)
+			}
+			if round < e.warm {
+				continue
+			}
+			if err != nil {
+				x.samples = append(x.samples, nil)
+			} else {
+				x.samples = append(x.samples, &s)
+			}
+		}
+		if round == e.warm {
+			each := time.Since(began) / time.Duration(round+1)
+			fmt.Fprintf(notes, "boot: %s: %d rounds of %v, %d programs in turn\n", e.what, e.rounds, each.Round(time.Millisecond), len(out))
+		}
+	}
+	return out, nil
+}
+
+// fail notes a failed start. A peer that never works is not waited for in every round.
+func (x *series) fail(err error) {
+	x.failed++
+	if x.failure == "" {
+		x.failure = err.Error()
+	}
+	works := false
+	for _, s := range x.samples {
+		works = works || s != nil
+	}
+	if !works && (x.failed >= maxFailures || errors.Is(err, errLimit)) {
+		x.dropped = true
+	}
+}
+
+// metric is a figure of a sample.
+type metric struct {
+	name string
+	unit string
+	of   func(*sample) (float64, bool)
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+func mib(b uint64) float64 { return float64(b) / (1 << 20) }
+
+// The figures that the tables show.
+var (
+	toMark    = metric{"process start → first guest instruction, seen as its byte on standard output", "ms", func(s *sample) (float64, bool) { return ms(s.Mark), s.Mark > 0 }}
+	toEnd     = metric{"process start → process gone, the guest ending its machine at once", "ms", func(s *sample) (float64, bool) { return ms(s.End), s.End > 0 }}
+	rss       = metric{"resident memory of the monitor (RSS), guest pages left out", "MiB", func(s *sample) (float64, bool) { return memoryOf(s, func(m *memory) uint64 { return m.RSS }) }}
+	dirty     = metric{"private dirty memory of the monitor, guest pages left out", "MiB", func(s *sample) (float64, bool) { return memoryOf(s, func(m *memory) uint64 { return m.PrivateDirty }) }}
+	toConsole = metric{"process start → the kernel's first console byte", "ms", func(s *sample) (float64, bool) { return ms(s.Console), s.Console > 0 }}
+	toInit    = metric{"process start → init's first line", "ms", func(s *sample) (float64, bool) { return ms(s.Until), s.Until > 0 }}
+	ofKernel  = metric{"the kernel's first instruction → init's first line", "ms", func(s *sample) (float64, bool) {
+		return ms(s.Until - s.Mark), s.Until > 0 && s.Mark > 0
+	}}
+)
+
+func memoryOf(s *sample, of func(*memory) uint64) (float64, bool) {
+	if s.Memory == nil {
+		return 0, false
+	}
+	return mib(of(s.Memory)), true
+}
+
+// values are the metric's figures of all rounds that have one.
+func (x *series) values(m metric) []float64 {
+	var out []float64
+	for _, s := range x.samples {
+		if s == nil {
+			continue
+		}
+		if v, ok := m.of(s); ok {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// pairs are the figures of the rounds in which both have one.
+func pairs(x, y *series, m metric) (a, b []float64) {
+	for i := range min(len(x.samples), len(y.samples)) {
+		if x.samples[i] == nil || y.samples[i] == nil {
+			continue
+		}
+		v, ok1 := m.of(x.samples[i])
+		w, ok2 := m.of(y.samples[i])
+		if ok1 && ok2 {
+			a, b = append(a, v), append(b, w)
+		}
+	}
+	return a, b
+}
+
+func find(xs []*series, name string) *series {
+	for _, x := range xs {
+		if x.subject.name == name {
+			return x
+		}
+	}
+	return nil
+}

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+)
+
+// Where the lab's run finds things.
+const (
+	labDir    = "/bench"
+	labMemory = 3072 // MiB: what is put in is there twice while the lab boots
+)
+
+// runInLab builds the lab's runner and this program, and runs this program in there with the same flags.
+func runInLab(o *options, dir string, stdout, stderr *os.File) (int, error) {
+	for name, pkg := range map[string]string{"lab": "github.com/smolvmm/smolvmm/bench/lab", "boot": "github.com/smolvmm/smolvmm/bench/boot"} {
+		c := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg)
+		c.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := c.CombinedOutput(); err != nil {
+			return 0, fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
+		}
+	}
+	args := []string{"-timeout", o.timeout.String(), "-m", strconv.Itoa(labMemory), "-with", o.qemu}
+	inner := []string{
+		"-bin", labDir, "-n", strconv.Itoa(o.rounds), "-warm", strconv.Itoa(o.warm), "-boots", strconv.Itoa(o.bootRounds),
+		"-m", strconv.Itoa(o.mib), "-only", o.only, "-qemu", filepath.Base(o.qemu), "-append", o.cmdline, "-until", o.until,
+		"-check=" + strconv.FormatBool(o.check),
+	}
+	for _, name := range []string{"smolvmm", "floor-go", "floor-c", "gokvm"} {
+		if (programs{dir}).has(name) {
+			args = append(args, "-file", filepath.Join(dir, name)+":"+labDir+"/"+name)
+		}
+	}
+	for _, b := range o.extra {
+		args = append(args, "-file", filepath.Join(dir, b.file())+":"+labDir+"/"+b.file())
+		inner = append(inner, "-also", b.name+"="+labDir+"/"+b.file())
+	}
+	inner = append(inner, "-kernel")
+	if o.kernel == "" {
+		inner = append(inner, "none")
+	} else {
+		kernel := labDir + "/" + filepath.Base(filepath.Dir(o.kernel)) + "/" + filepath.Base(o.kernel)
+		args = append(args, "-file", o.kernel+":"+kernel, "-file", o.disk+":"+labDir+"/root.img")
+		inner = append(inner, kernel, "-disk", labDir+"/root.img")
+	}
+	if o.json != "" {
+		args = append(args, "-out", "/tmp/boot.json:"+o.json)
+		inner = append(inner, "-json", "/tmp/boot.json")
+	}
+	c := exec.Command(filepath.Join(dir, "lab"), append(append(args, filepath.Join(dir, "boot")), inner...)...)
+	c.Stdout, c.Stderr = stdout, stderr
+	// A run from an empty folder: the lab puts the working directory in.
+	c.Dir = dir
+	if err := os.MkdirAll(filepath.Join(dir, "empty"), 0o755); err == nil {
+		c.Dir = filepath.Join(dir, "empty")
+	}
+	err := c.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() > 0 {
+		return exit.ExitCode(), nil
+	}
+	return 0, err
+}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// guest is what a monitor is asked to start.
+type guest struct {
+	kernel string // an ELF file with a PVH note
+	mib    int    // memory in MiB
+	hold   bool   // the tiny guest holds instead of ending its machine
+	// The rest is for a full kernel.
+	cmdline string
+	disk    string
+}
+
+// subject is something to measure: a monitor, or the floor.
+type subject struct {
+	name string
+	argv func(guest) []string
+	// ends says that the tiny guest's write to the exit port ends the process.
+	ends bool
+	// status is the process's exit status then.
+	status int
+	// full says that it can start a full kernel with a virtio-mmio disk.
+	full bool
+	// ram tells the guest's memory in smaps.
+	ram func(mib int) func(mapping) bool
+	// must says that a start of it that fails is an error, not a finding.
+	must bool
+}
+
+// The names of the subjects that others are compared with.
+const (
+	nameFloorC  = "floor (C)"
+	nameFloorGo = "floor (Go)"
+	// nameFloorChips is the C floor with a PC's interrupt controllers and timer added. It is shown, but no floor to
+	// compare with: it does more than the least.
+	nameFloorChips = "floor (C) + irqchip + PIT"
+	nameOurs       = "smolvmm"
+	nameOpen       = "smolvmm -confine off"
+	nameQEMU       = "QEMU microvm"
+	nameGokvm      = "gokvm"
+)
+
+// bySize finds guest memory by its size: shared anonymous memory and QEMU's have no name of their own.
+func bySize(mib int) func(mapping) bool { return sized(uint64(mib) << 20) }
+
+// floorSubject is a floor program. Its memory is what a VM itself costs.
+func floorSubject(name, program string, words ...string) subject {
+	return subject{
+		name: name, ends: true, ram: bySize, must: true,
+		argv: func(g guest) []string {
+			a := append([]string{program, fmt.Sprint(g.mib)}, words...)
+			if g.hold {
+				a = append(a, "hold")
+			}
+			return a
+		},
+	}
+}
+
+func smolvmmSubject(name, program string, flags ...string) subject {
+	return subject{
+		name: name, ends: true, full: true, must: true,
+		ram: func(int) func(mapping) bool { return named("memfd:smolvmm-ram") },
+		argv: func(g guest) []string {
+			a := append([]string{program, "-kernel", g.kernel, "-m", fmt.Sprint(g.mib)}, flags...)
+			if g.cmdline != "" {
+				a = append(a, "-append", g.cmdline)
+			}
+			if g.disk != "" {
+				a = append(a, "-disk", strings.ReplaceAll(g.disk, ",", ",,")+",overlay")
+			}
+			return a
+		},
+	}
+}
+
+// qemuSubject is QEMU's microvm with what a NetBSD guest needs and nothing else: no ACPI, no PIC, no option ROMs.
+func qemuSubject(program string) subject {
+	return subject{
+		name: nameQEMU, ends: true, status: 1, // isa-debug-exit gives 2·value + 1
+		full: true, ram: bySize,
+		argv: func(g guest) []string {
+			a := []string{
+				program, "-M", "microvm,accel=kvm,acpi=off,pic=off,pit=on,rtc=on,x-option-roms=off,auto-kernel-cmdline=on", "-cpu", "host,-arch-capabilities",
+				"-m", fmt.Sprint(g.mib), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
+				"-kernel", g.kernel,
+			}
+			if g.disk == "" {
+				a = append(a, "-device", fmt.Sprintf("isa-debug-exit,iobase=%#x,iosize=1", portExit))
+			} else {
+				a = append(a, "-global", "virtio-mmio.force-legacy=false", "-device", "virtio-blk-device,drive=d",
+					"-drive", "if=none,id=d,format=raw,snapshot=on,file="+strings.ReplaceAll(g.disk, ",", ",,"))
+			}
+			if g.cmdline != "" {
+				a = append(a, "-append", g.cmdline)
+			}
+			return a
+		},
+	}
+}
+
+// gokvmSubject is gokvm. It has neither virtio-mmio nor a way for the guest to end it.
+func gokvmSubject(program string) subject {
+	return subject{
+		name: nameGokvm, ram: bySize,
+		argv: func(g guest) []string {
+			return []string{program, "boot", "-k", g.kernel, "-m", fmt.Sprintf("%dM", g.mib), "-p", "x"}
+		},
+	}
+}
+
+// programs are the files in the folder that build fills.
+type programs struct{ dir string }
+
+func (p programs) path(name string) string { return filepath.Join(p.dir, name) }
+
+func (p programs) has(name string) bool {
+	_, err := exec.LookPath(p.path(name))
+	return err == nil
+}
+
+// subjects are all that can be measured with what is there, and what cannot, and why.
+func (p programs) subjects(extra []build, qemu string) (out []subject, absent []string) {
+	add := func(file string, s subject) {
+		if p.has(file) {
+			out = append(out, s)
+		} else {
+			absent = append(absent, s.name+": not built")
+		}
+	}
+	add("floor-c", floorSubject(nameFloorC, p.path("floor-c")))
+	add("floor-c", floorSubject(nameFloorChips, p.path("floor-c"), "irqchip"))
+	add("floor-go", floorSubject(nameFloorGo, p.path("floor-go")))
+	add("smolvmm", smolvmmSubject(nameOurs, p.path("smolvmm")))
+	add("smolvmm", smolvmmSubject(nameOpen, p.path("smolvmm"), "-confine", "off"))
+	for _, b := range extra {
+		add(b.file(), smolvmmSubject(b.name, p.path(b.file())))
+	}
+	if path, err := exec.LookPath(qemu); err == nil {
+		out = append(out, qemuSubject(path))
+	} else {
+		absent = append(absent, fmt.Sprintf("%s: %v", nameQEMU, err))
+	}
+	add("gokvm", gokvmSubject(p.path("gokvm")))
+	return out, absent
+}
+
+// Limits for one start.
+const (
+	tinyLimit = 10 * time.Second
+	fullLimit = 2 * time.Minute
+)

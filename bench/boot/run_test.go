@@ -1,0 +1,111 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func sh(script string) []string { return []string{"/bin/sh", "-c", script} }
+
+func TestStart(t *testing.T) {
+	any := func(mapping) bool { return true }
+	for _, c := range []struct {
+		name  string
+		l     launch
+		check func(sample) bool
+		err   string
+	}{
+		{
+			name: "the mark ends it, and what runs on is killed",
+			l:    launch{argv: sh(`echo noise; printf '\002'; exec sleep 60`), ram: any},
+			check: func(s sample) bool {
+				return s.Mark > 0 && s.Until == 0 && s.End == 0 && s.Memory != nil && s.Memory.Guest > 0
+			},
+		},
+		{
+			name: "mark, console, line, in that order",
+			l:    launch{argv: sh(`printf 'a\nINIT: too early\n\002'; sleep 0.03; printf 'kernel\n'; sleep 0.03; printf ' INIT: no\nINIT: yes\n'; exec sleep 60`), until: "INIT:"},
+			check: func(s sample) bool {
+				return s.Mark > 0 && s.Console >= s.Mark+20*time.Millisecond && s.Until >= s.Console+20*time.Millisecond
+			},
+		},
+		{
+			name:  "its end is waited for",
+			l:     launch{argv: sh(`printf '\002'; sleep 0.03`), exit: true},
+			check: func(s sample) bool { return s.End >= s.Mark+20*time.Millisecond },
+		},
+		{name: "it ends with the wrong status", l: launch{argv: sh(`printf '\002'; exit 3`), exit: true}, err: "exit status 3"},
+		{name: "no mark", l: launch{argv: sh(`echo something; echo said >&2`)}, err: `printed "something\n", "said\n"`},
+		{name: "no line", l: launch{argv: sh(`printf '\002'`), until: "INIT:"}, err: "ended before"},
+		{name: "a flood", l: launch{argv: sh(`yes`)}, err: "mebibyte"},
+		{name: "not there", l: launch{argv: []string{"/nonexistent"}}, err: "no such file"},
+		{name: "guest memory not found", l: launch{argv: sh(`printf '\002'; exec sleep 60`), ram: named("no such mapping")}, err: "not among"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.l.limit = 20 * time.Second
+			s, err := start(c.l)
+			switch {
+			case c.err == "" && err != nil:
+				t.Fatal(err)
+			case c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)):
+				t.Fatalf("error %v, want %q", err, c.err)
+			case c.check != nil && !c.check(s):
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+}
+
+func TestStartLimit(t *testing.T) {
+	began := time.Now()
+	if _, err := start(launch{argv: sh(`exec sleep 60`), limit: 50 * time.Millisecond}); !errors.Is(err, errLimit) {
+		t.Errorf("%v, want the limit", err)
+	}
+	// A program that ends its output and lives on must not hang the run either.
+	if _, err := start(launch{argv: sh(`printf '\002'; exec sleep 60 >&-`), exit: true, limit: 50 * time.Millisecond}); !errors.Is(err, errLimit) {
+		t.Errorf("%v, want the limit", err)
+	}
+	if d := time.Since(began); d > 10*time.Second {
+		t.Errorf("took %v", d)
+	}
+}
+
+// TestExperiment runs four programs in turn and looks at the order, at what a peer's failure does and at ours.
+func TestExperiment(t *testing.T) {
+	good := subject{name: "good", must: true}
+	bad := subject{name: "bad"}
+	var order []string
+	e := experiment{what: "test", rounds: 4, warm: 1, launch: func(s subject) launch {
+		order = append(order, s.name)
+		script := `printf '\002'`
+		if s.name == "bad" {
+			script = `echo broken`
+		}
+		return launch{argv: sh(script), limit: 20 * time.Second}
+	}}
+	xs, err := e.run([]subject{good, bad}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"good", "bad", "bad", "good", "good", "bad", "good", "good"}; !slices.Equal(order, want) {
+		t.Errorf("order %v, want %v", order, want)
+	}
+	g, b := find(xs, "good"), find(xs, "bad")
+	if len(g.values(toMark)) != 4 || g.failed != 0 {
+		t.Errorf("good: %d figures, %d failed", len(g.values(toMark)), g.failed)
+	}
+	if !b.dropped || b.failed != 3 || !strings.Contains(b.failure, "broken") || len(b.values(toMark)) != 0 {
+		t.Errorf("bad: %+v", b)
+	}
+	if a, _ := pairs(g, b, toMark); len(a) != 0 {
+		t.Errorf("%d pairs with a subject that never worked", len(a))
+	}
+	bad.must = true
+	if _, err := e.run([]subject{good, bad}, io.Discard); err == nil {
+		t.Error("a failed start of our own is no error")
+	}
+}

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// memory is what a monitor holds beside its guest's memory, in bytes.
+type memory struct {
+	RSS          uint64 `json:"rss"`
+	PrivateDirty uint64 `json:"private_dirty"`
+	Guest        uint64 `json:"guest_rss"` // resident guest pages, left out of the two above
+}
+
+// mapping is one entry of /proc/PID/smaps (proc_pid_smaps(5)); sizes in bytes.
+type mapping struct {
+	name         string
+	size         uint64
+	rss          uint64
+	privateDirty uint64
+	anonymous    uint64
+	private      bool // MAP_PRIVATE
+	file         bool // backed by a file
+}
+
+// ownDirty is the memory that the process alone keeps from being given back, in bytes. The kernel also calls pages of
+// a program's text dirty while its file has not been written back (always on tmpfs); those are not the process's.
+func (m mapping) ownDirty() uint64 {
+	if m.private && m.file {
+		return min(m.privateDirty, m.anonymous)
+	}
+	return m.privateDirty
+}
+
+// readMemory sums a process's mappings. Guest memory must be found among them: a sum that counts it would not be the
+// monitor's.
+func readMemory(pid int, ram func(mapping) bool) (*memory, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	ms, err := parseSmaps(f)
+	if err != nil {
+		return nil, err
+	}
+	return sumMemory(ms, ram)
+}
+
+func sumMemory(ms []mapping, ram func(mapping) bool) (*memory, error) {
+	var m memory
+	found := false
+	for _, x := range ms {
+		if ram(x) {
+			found = true
+			m.Guest += x.rss
+			continue
+		}
+		m.RSS += x.rss
+		m.PrivateDirty += x.ownDirty()
+	}
+	if !found {
+		return nil, fmt.Errorf("smaps: the guest's memory is not among the %d mappings", len(ms))
+	}
+	return &m, nil
+}
+
+// parseSmaps reads the mappings with the fields that are counted.
+func parseSmaps(r io.Reader) ([]mapping, error) {
+	var out []mapping
+	in := bufio.NewScanner(r)
+	for in.Scan() {
+		f := strings.Fields(in.Text())
+		if len(f) == 0 {
+			continue
+		}
+		if !strings.HasSuffix(f[0], ":") { // start-end perms offset device inode [name]
+			lo, hi, ok := strings.Cut(f[0], "-")
+			a, err1 := strconv.ParseUint(lo, 16, 64)
+			b, err2 := strconv.ParseUint(hi, 16, 64)
+			if !ok || err1 != nil || err2 != nil || b < a || len(f) < 5 {
+				return nil, fmt.Errorf("smaps: %q is no mapping", in.Text())
+			}
+			out = append(out, mapping{name: strings.Join(f[5:], " "), size: b - a, private: strings.HasSuffix(f[1], "p"), file: f[4] != "0"})
+			continue
+		}
+		if len(out) == 0 {
+			return nil, fmt.Errorf("smaps: %q before the first mapping", in.Text())
+		}
+		m := &out[len(out)-1]
+		var to *uint64
+		switch f[0] {
+		case "Rss:":
+			to = &m.rss
+		case "Private_Dirty:":
+			to = &m.privateDirty
+		case "Anonymous:":
+			to = &m.anonymous
+		default:
+			continue
+		}
+		if len(f) != 3 || f[2] != "kB" {
+			return nil, fmt.Errorf("smaps: %q is no size", in.Text())
+		}
+		n, err := strconv.ParseUint(f[1], 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("smaps: %q is no size", in.Text())
+		}
+		*to = n << 10
+	}
+	return out, in.Err()
+}
+
+// named finds guest memory by its mapping's name.
+func named(part string) func(mapping) bool {
+	return func(m mapping) bool { return strings.Contains(m.name, part) }
+}
+
+// sized finds guest memory that has no name of its own by its exact size.
+func sized(size uint64) func(mapping) bool {
+	return func(m mapping) bool { return m.size == size }
+}

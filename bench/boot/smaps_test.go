@@ -1,0 +1,61 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+const smapsText = `00400000-00500000 r-xp 00000000 fe:00 1234                               /usr/bin/monitor
+Size:               1024 kB
+Rss:                 400 kB
+Private_Clean:         0 kB
+Private_Dirty:       400 kB
+Anonymous:             0 kB
+VmFlags: rd ex mr mw me
+00600000-00700000 rw-p 00100000 fe:00 1234                               /usr/bin/monitor
+Rss:                 100 kB
+Private_Dirty:       100 kB
+Anonymous:            60 kB
+7f0000000000-7f0000100000 rw-p 00000000 00:00 0
+Rss:                  50 kB
+Private_Dirty:        40 kB
+Anonymous:            50 kB
+7f1000000000-7f1008000000 rw-s 00000000 00:01 77                         /memfd:smolvmm-ram (deleted)
+Rss:               20480 kB
+Private_Dirty:     20480 kB
+Anonymous:             0 kB
+7f2000000000-7f2000003000 rw-s 00000000 00:0f 3                          anon_inode:kvm-vcpu:0
+Rss:                  12 kB
+Private_Dirty:        12 kB
+Anonymous:             0 kB
+`
+
+func TestSmaps(t *testing.T) {
+	ms, err := parseSmaps(strings.NewReader(smapsText))
+	if err != nil || len(ms) != 5 {
+		t.Fatalf("%d mappings, %v", len(ms), err)
+	}
+	want := memory{RSS: (400 + 100 + 50 + 12) << 10, PrivateDirty: (0 + 60 + 40 + 12) << 10, Guest: 20480 << 10}
+	for name, ram := range map[string]func(mapping) bool{"name": named("memfd:smolvmm-ram"), "size": sized(128 << 20)} {
+		m, err := sumMemory(ms, ram)
+		if err != nil || *m != want {
+			t.Errorf("by %s: %+v, %v; want %+v", name, m, err, want)
+		}
+	}
+	if _, err := sumMemory(ms, sized(1)); err == nil {
+		t.Error("no guest memory, and no error")
+	}
+	for _, bad := range []string{"Rss: 4 kB\n", "zz-5 r-xp 0 0:0 0\n", "5-4 r-xp 0 0:0 0\n", "4-5 r-xp\n", "4-5 r-xp 0 0:0 0\nRss: 4\n", "4-5 r-xp 0 0:0 0\nRss: -4 kB\n"} {
+		if _, err := parseSmaps(strings.NewReader(bad)); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+	m, err := readMemory(os.Getpid(), named("[heap]"))
+	if err == nil {
+		t.Logf("this process: %+v", m)
+	}
+	if m, err = readMemory(os.Getpid(), named("[stack]")); err != nil || m.RSS == 0 || m.PrivateDirty == 0 || m.PrivateDirty > m.RSS {
+		t.Errorf("this process: %+v, %v", m, err)
+	}
+}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+)
+
+func TestQuantile(t *testing.T) {
+	for _, c := range []struct {
+		v    []float64
+		q, w float64
+	}{
+		{nil, 0.5, 0},
+		{[]float64{7}, 0.9, 7},
+		{[]float64{1, 2, 3}, 0.5, 2},
+		{[]float64{1, 2, 3, 4}, 0.5, 2.5},
+		{[]float64{0, 10}, 0.1, 1},
+		{[]float64{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, 0.9, 10},
+		{[]float64{1, 2}, 1, 2},
+	} {
+		if got := quantile(c.v, c.q); math.Abs(got-c.w) > 1e-12 {
+			t.Errorf("quantile(%v, %v) = %v, want %v", c.v, c.q, got, c.w)
+		}
+	}
+	if s := summarise([]float64{3, 1, 2}); s != (summary{3, 1, 1.2, 2, 2.8}) {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestCompare checks that the interval holds the truth about as often as it says, and that rounds are paired.
+func TestCompare(t *testing.T) {
+	r := rand.New(rand.NewPCG(7, 7))
+	const trials, n = 200, 30
+	held := 0
+	for range trials {
+		a, b := make([]float64, n), make([]float64, n)
+		for i := range n {
+			a[i], b[i] = 50*(1+0.1*r.NormFloat64()), 100*(1+0.1*r.NormFloat64())
+		}
+		if i := compare(a, b, ratio); i.Low <= 0.5 && i.High >= 0.5 {
+			held++
+		}
+	}
+	if held < trials*88/100 || held == trials {
+		t.Errorf("95 %% intervals held the truth %d of %d times", held, trials)
+	}
+
+	// Rounds that are slow for both: drawn together they say nothing about the ratio.
+	var a, b []float64
+	for i := range n {
+		slow := 1 + float64(i)/10
+		a, b = append(a, 10*slow), append(b, 20*slow)
+	}
+	if i := compare(a, b, ratio); i != (interval{0.5, 0.5, 0.5}) {
+		t.Errorf("paired rounds: %+v, want exactly 0.5", i)
+	}
+	if i := compare(nil, b, ratio); i != (interval{}) {
+		t.Errorf("nothing to compare: %+v", i)
+	}
+	if i := compare([]float64{3, 3}, []float64{1, 1}, difference); i != (interval{2, 2, 2}) {
+		t.Errorf("difference: %+v", i)
+	}
+}
+
+func TestJudge(t *testing.T) {
+	for _, c := range []struct {
+		i interval
+		v verdict
+	}{
+		{interval{1, 0.5, 2}, reached},
+		{interval{1, 0.5, 3.5}, unsettled},
+		{interval{4, 3.5, 5}, missed},
+	} {
+		if got := judge(c.i, 3); got != c.v {
+			t.Errorf("%+v: %s, want %s", c.i, got, c.v)
+		}
+	}
+}

@@ -1,0 +1,232 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math"
+)
+
+// row is one subject's figures for a metric.
+type row struct {
+	Subject string    `json:"subject"`
+	Summary summary   `json:"summary"`
+	QEMU    *interval `json:"ratio_to_qemu,omitempty"`
+	Floor   *interval `json:"ratio_to_floor,omitempty"`
+	Over    *interval `json:"over_floor,omitempty"` // difference, in the metric's unit
+	Failed  int       `json:"failed,omitempty"`
+	Failure string    `json:"failure,omitempty"`
+}
+
+// table is a metric over all subjects.
+type table struct {
+	What   string `json:"what"`
+	Metric string `json:"metric"`
+	Unit   string `json:"unit"`
+	Floor  string `json:"floor,omitempty"` // the floor that rows are compared with
+	Rows   []row  `json:"rows"`
+}
+
+// tabulate makes a table of an experiment's series. Subjects without the figure are left out unless they failed.
+func tabulate(what string, xs []*series, m metric) table {
+	t := table{What: what, Metric: m.name, Unit: m.unit}
+	qemu, floor := find(xs, nameQEMU), floorOf(xs, m)
+	if floor != nil {
+		t.Floor = floor.subject.name
+	}
+	for _, x := range xs {
+		v := x.values(m)
+		if len(v) == 0 && x.failed == 0 {
+			continue
+		}
+		r := row{Subject: x.subject.name, Summary: summarise(v), Failed: x.failed, Failure: x.failure}
+		with := func(y *series, f func(a, b float64) float64) *interval {
+			if y == nil || y == x || len(v) == 0 {
+				return nil
+			}
+			a, b := pairs(x, y, m)
+			if len(a) == 0 {
+				return nil
+			}
+			i := compare(a, b, f)
+			return &i
+		}
+		r.QEMU, r.Floor, r.Over = with(qemu, ratio), with(floor, ratio), with(floor, difference)
+		t.Rows = append(t.Rows, r)
+	}
+	return t
+}
+
+// floorOf is the floor to compare with: the lower of the two.
+func floorOf(xs []*series, m metric) (best *series) {
+	for _, name := range []string{nameFloorC, nameFloorGo} {
+		x := find(xs, name)
+		if x == nil || len(x.values(m)) == 0 {
+			continue
+		}
+		if best == nil || summarise(x.values(m)).Median < summarise(best.values(m)).Median {
+			best = x
+		}
+	}
+	return best
+}
+
+func (t table) row(name string) *row {
+	for i := range t.Rows {
+		if t.Rows[i].Subject == name {
+			return &t.Rows[i]
+		}
+	}
+	return nil
+}
+
+// markdown writes the table.
+func (t table) markdown(w io.Writer) {
+	fmt.Fprintf(w, "\n**%s: %s** (%s)\n\n", t.What, t.Metric, t.Unit)
+	hasQEMU, hasFloor := false, false
+	for _, r := range t.Rows {
+		hasQEMU = hasQEMU || r.QEMU != nil
+		hasFloor = hasFloor || r.Floor != nil
+	}
+	head, line := "| | median | p10–p90 |", "|---|---:|---:|"
+	if hasQEMU {
+		head, line = head+" ÷ QEMU |", line+"---:|"
+	}
+	if hasFloor {
+		head, line = head+fmt.Sprintf(" ÷ %s | over it |", t.Floor), line+"---:|---:|"
+	}
+	fmt.Fprintf(w, "%s\n%s\n", head, line)
+	for _, r := range t.Rows {
+		if r.Summary.N == 0 {
+			fmt.Fprintf(w, "| %s | none of %d starts came that far |", r.Subject, r.Failed)
+		} else {
+			name := r.Subject
+			if r.Failed > 0 {
+				name += fmt.Sprintf(" (%d starts failed)", r.Failed)
+			}
+			fmt.Fprintf(w, "| %s | %s | %s–%s |", name, digits(r.Summary.Median), digits(r.Summary.P10), digits(r.Summary.P90))
+		}
+		if r.Summary.N == 0 {
+			fmt.Fprint(w, " |")
+		}
+		if hasQEMU {
+			fmt.Fprintf(w, " %s |", r.QEMU.cell())
+		}
+		if hasFloor {
+			fmt.Fprintf(w, " %s | %s |", r.Floor.cell(), r.Over.cell())
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+// cell is the estimate with its interval, for a table.
+func (i *interval) cell() string {
+	if i == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s [%s, %s]", digits(i.Value), digits(i.Low), digits(i.High))
+}
+
+// digits prints three significant digits, and never fewer than the whole part has.
+func digits(v float64) string {
+	a := math.Abs(v)
+	switch {
+	case a == 0:
+		return "0"
+	case a < 0.01:
+		return fmt.Sprintf("%.4f", v)
+	case a < 1:
+		return fmt.Sprintf("%.3f", v)
+	case a < 10:
+		return fmt.Sprintf("%.2f", v)
+	case a < 100:
+		return fmt.Sprintf("%.1f", v)
+	default:
+		return fmt.Sprintf("%.0f", v)
+	}
+}
+
+// The bounds that smolvmm sets itself.
+const (
+	boundOverFloor = 3.0  // ms over the floor, start → first guest instruction
+	boundQEMU      = 0.35 // of QEMU's, the same
+	boundKernel    = 1.0  // of QEMU's, the kernel's first instruction → init
+	boundDirty     = 12.0 // MiB private dirty, a 128 MiB guest
+)
+
+// goal is a bound and what the runs say of it.
+type goal struct {
+	What    string   `json:"what"`
+	Bound   float64  `json:"bound"`
+	Unit    string   `json:"unit,omitempty"`
+	Figure  interval `json:"figure"`
+	Verdict verdict  `json:"verdict"`
+}
+
+func newGoal(what string, i *interval, bound float64, unit string) []goal {
+	if i == nil {
+		return nil
+	}
+	return []goal{{what, bound, unit, *i, judge(*i, bound)}}
+}
+
+// goals judges what the tables allow to judge.
+func goals(ts []table) (out []goal) {
+	for _, t := range ts {
+		r := t.row(nameOurs)
+		if r == nil || r.Summary.N == 0 {
+			continue
+		}
+		switch t.Metric {
+		case toMark.name:
+			if t.What == whatTiny {
+				out = append(out, newGoal(t.What+": start → first guest instruction, over the "+t.Floor, r.Over, boundOverFloor, "ms")...)
+				out = append(out, newGoal(t.What+": start → first guest instruction ÷ QEMU", r.QEMU, boundQEMU, "")...)
+			}
+		case ofKernel.name:
+			out = append(out, newGoal(t.What+": kernel start → init ÷ QEMU", r.QEMU, boundKernel, "")...)
+		case dirty.name:
+			i := interval{r.Summary.Median, r.Summary.P10, r.Summary.P90}
+			out = append(out, newGoal(t.What+": private dirty memory", &i, boundDirty, "MiB")...)
+		}
+	}
+	return out
+}
+
+func (g goal) String() string {
+	unit := g.Unit
+	if unit != "" {
+		unit = " " + unit
+	}
+	return fmt.Sprintf("%s: %s%s, at most %s%s: %s", g.What, g.Figure.cell(), unit, digits(g.Bound), unit, g.Verdict)
+}
+
+// Limits of what counts as a quiet machine.
+const (
+	// noisySpread: p90 so far above p10, in parts of the median, that single figures say little.
+	noisySpread = 0.3
+	// noisyOthers is processor time of others while measuring, in processors.
+	noisyOthers = 0.15
+)
+
+// warnings tells what makes the figures doubtful.
+func warnings(ts []table, gs []goal, busy float64) (out []string) {
+	if busy > noisyOthers {
+		out = append(out, fmt.Sprintf("others used %.2f of a processor while this measured: the times are too long, and the ratios uncertain", busy))
+	}
+	for _, t := range ts {
+		for _, r := range t.Rows {
+			if s := r.Summary; t.Unit == "ms" && s.N > 0 && s.P90-s.P10 > noisySpread*s.Median {
+				out = append(out, fmt.Sprintf("%s, %s: p10 to p90 spans %.0f %% of the median", t.Metric, r.Subject, 100*(s.P90-s.P10)/s.Median))
+			}
+			if i := r.QEMU; i != nil && i.Low <= 1 && i.High >= 1 {
+				out = append(out, fmt.Sprintf("%s, %s: no difference from QEMU is shown, the interval %s holds 1", t.Metric, r.Subject, i.cell()))
+			}
+		}
+	}
+	for _, g := range gs {
+		if g.Verdict == unsettled {
+			out = append(out, fmt.Sprintf("%s: the machine is too noisy or the runs too few for this bound", g.What))
+		}
+	}
+	return out
+}
