@@ -290,15 +290,13 @@ func TestBlockMap(t *testing.T) {
 	}
 }
 
-// FuzzOverlayFile opens any bytes as an overlay. What opens must read and write
-// within bounds, and open again.
+// FuzzOverlayFile opens a file with any bytes for header and map, of any length,
+// sealed with a right checksum or not. What opens must read and write within
+// bounds, and open again.
 func FuzzOverlayFile(f *testing.F) {
 	const size = 3*blockLen + 1024
-	dir := f.TempDir()
-	base := filepath.Join(dir, "base")
-	if err := os.WriteFile(base, randomBytes(size), 0o600); err != nil {
-		f.Fatal(err)
-	}
+	base := filepath.Join(f.TempDir(), "base")
+	writeFile(f, base, randomBytes(size))
 	raw, err := Open(Options{Path: base, ReadOnly: true})
 	if err != nil {
 		f.Fatal(err)
@@ -309,31 +307,34 @@ func FuzzOverlayFile(f *testing.F) {
 		f.Fatal(err)
 	}
 	g := newGeometry(size)
-	seed := make([]byte, g.fileLen)
-	copy(seed, encodeHeader(g, fp))
-	f.Add([]byte{}, true)
-	f.Add(seed[:headerLen+1], true)
-	seed[headerLen] = 0b1010
-	f.Add(bytes.Clone(seed[:headerLen+1]), true)
-	seed[headerLen] = 0xff
-	f.Add(bytes.Clone(seed[:headerLen+1]), true)
-	f.Add(bytes.Clone(seed[:100]), false)
-	f.Fuzz(func(t *testing.T, head []byte, sparse bool) {
-		if len(head) > 64<<10 {
-			return
+	// patch replaces header bytes from at on; bits are the start of the map.
+	f.Add([]byte{}, uint16(0), []byte{}, g.fileLen, false)
+	f.Add([]byte{}, uint16(0), []byte{0b1010}, g.fileLen, true)
+	f.Add([]byte{}, uint16(0), []byte{0b1111}, g.fileLen+9, true)
+	f.Add([]byte{}, uint16(0), []byte{0xff}, g.fileLen, true)
+	f.Add([]byte{}, uint16(0), []byte{1}, g.fileLen-1, true)
+	f.Add([]byte{2}, uint16(offVersion), []byte{}, g.fileLen, true)
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f}, uint16(offMapLen), []byte{1}, g.fileLen, true)
+	f.Add([]byte{0, 16, 0, 0}, uint16(offData), []byte{1}, g.fileLen, true)
+	f.Add([]byte("x"), uint16(0), []byte{}, int64(1), false)
+	f.Fuzz(func(t *testing.T, patch []byte, at uint16, bits []byte, length int64, seal bool) {
+		file := &volatileFile{now: make([]byte, g.fileLen+blockLen), fuel: 1 << 30}
+		h := file.now[:headerLen]
+		copy(h, encodeHeader(g, fp))
+		copy(h[min(int(at), headerLen):], patch)
+		if seal {
+			binary.LittleEndian.PutUint32(h[offCRC:], crc32.Checksum(h[:offCRC], castagnoli))
 		}
-		file := filepath.Join(t.TempDir(), "overlay")
-		if err := os.WriteFile(file, head, 0o600); err != nil {
-			t.Fatal(err)
+		copy(file.now[headerLen:headerLen+g.mapLen], bits)
+		length = max(0, min(length, int64(len(file.now))))
+		clear(file.now[length:])
+
+		reopen := func() (*Overlay, error) {
+			o := &Overlay{base: raw.(*Raw), f: file, g: g, m: newBlockMap(g.blocks), durable: true}
+			file.stable = make([]byte, len(file.now))
+			return o, o.load(length, fp)
 		}
-		if sparse && len(head) > 0 {
-			// The rest of the file as a hole.
-			if err := os.Truncate(file, max(g.fileLen, int64(len(head)))); err != nil {
-				t.Fatal(err)
-			}
-		}
-		o := Options{Path: base, Overlay: true, OverlayPath: file}
-		d, err := Open(o)
+		d, err := reopen()
 		if err != nil {
 			return
 		}
@@ -342,13 +343,12 @@ func FuzzOverlayFile(f *testing.F) {
 			t.Fatal(err)
 		}
 		copy(before[size-1024:], before[:1024])
-		if err := d.Close(); err != nil {
+		if err := d.Flush(); err != nil {
 			t.Fatal(err)
 		}
-		if d, err = Open(o); err != nil {
+		if d, err = reopen(); err != nil {
 			t.Fatalf("what opened once does not open again: %v", err)
 		}
-		defer d.Close()
 		if !bytes.Equal(bytesOf(t, d), before) {
 			t.Fatal("content differs")
 		}
