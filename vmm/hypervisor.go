@@ -3,6 +3,8 @@ package vmm
 import (
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -18,10 +20,6 @@ type hypervisor struct {
 	vcpus []*kvm.VCPU
 	host  cpu.Host
 }
-
-// clockTSCStable is KVM_CLOCK_TSC_STABLE: kvmclock runs off a TSC that is the
-// same on every processor of the host (api.rst §4.29).
-const clockTSCStable = 2
 
 // required are the extensions without which nothing works.
 var required = []struct {
@@ -76,10 +74,16 @@ func (h *hypervisor) populate(cpus int) (err error) {
 	if h.host.TSCKHz, err = h.vcpus[bootVCPU].TSCKHz(); err != nil {
 		return err
 	}
-	if clock, err := h.vm.Clock(); err == nil {
-		h.host.InvariantTSC = clock.Flags&clockTSCStable != 0
-	}
+	h.host.InvariantTSC = hostTrustsTSC()
 	return nil
+}
+
+// hostTrustsTSC says whether the host keeps its own time by the TSC: then it
+// is the same on every processor and never changes its rate, whether or not the
+// host's CPUID (a hypervisor's, perhaps) says so too.
+func hostTrustsTSC() bool {
+	b, err := os.ReadFile("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+	return err == nil && strings.TrimSpace(string(b)) == "tsc"
 }
 
 func openSystem(cfg Config) (*kvm.System, error) {

@@ -16,10 +16,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"time"
 
 	"github.com/smolvmm/smolvmm/devices"
+	"github.com/smolvmm/smolvmm/devices/blk/disk"
 	"github.com/smolvmm/smolvmm/devices/uart"
 	"github.com/smolvmm/smolvmm/pvh"
 	"github.com/smolvmm/smolvmm/vmm/guestmem"
@@ -41,6 +43,7 @@ type Machine struct {
 	vcpus       []*cpu.VCPU
 	com1        *uart.UART
 	transports  int
+	disks       []disk.Files
 	// blockDevices: some disk is a block device, whose ioctls a jail must allow.
 	blockDevices bool
 	stateful     []namedDevice  // everything with state, in the order it is stopped
@@ -200,6 +203,7 @@ func (m *Machine) Run(ctx context.Context) (Exit, error) {
 		done.Add(1)
 		go func() {
 			defer done.Done()
+			defer m.caught()
 			m.vcpuEnded(v.Run())
 		}()
 	}
@@ -238,15 +242,29 @@ func (m *Machine) confine() error {
 	})})
 }
 
+// caught turns a panic on a vCPU's thread, where most of the monitor runs, into
+// the machine's end: the caller restores its terminal and reports, as it does
+// with any error. Deferred calls have released the locks.
+func (m *Machine) caught() {
+	if p := recover(); p != nil {
+		m.fail(fmt.Errorf("the monitor panicked, which is a bug in it: %v\n%s", p, debug.Stack()))
+	}
+}
+
+// fail ends the machine by the monitor's or the host's fault.
+func (m *Machine) fail(err error) {
+	m.endOnce.Do(func() {
+		m.hostErr = err
+		close(m.ended)
+	})
+}
+
 // vcpuEnded takes in why a vCPU stopped.
 func (m *Machine) vcpuEnded(s cpu.Stop) {
 	switch s.Kind {
 	case cpu.StopAsked:
 	case cpu.StopHostError:
-		m.endOnce.Do(func() {
-			m.hostErr = fmt.Errorf("vCPU %d: %s", s.VCPU, s.Detail)
-			close(m.ended)
-		})
+		m.fail(fmt.Errorf("vCPU %d: %s", s.VCPU, s.Detail))
 	default:
 		m.end(exitOf(s))
 	}

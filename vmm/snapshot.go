@@ -24,14 +24,33 @@ type State struct {
 	PIT      kvm.PITState
 	Clock    uint64 // kvmclock, nanoseconds
 	Devices  map[string]json.RawMessage
+	// Disks are the files behind the disks, by index: open, and locked as the
+	// machine had them, so that no one else gets in between.
+	Disks []DiskFiles
 }
 
-// Close gives the RAM up, unless Restore has taken it over.
+// DiskFiles are the open files of one disk; Overlay is nil where there is none.
+type DiskFiles struct{ Image, Overlay *os.File }
+
+// Close gives up what Restore has not taken over.
 func (s *State) Close() error {
-	if s.RAM == nil {
-		return nil
+	var errs []error
+	for _, f := range s.files() {
+		errs = append(errs, f.Close())
 	}
-	return closeOnce(s.RAM)
+	s.RAM, s.Disks = nil, nil
+	return errors.Join(errs...)
+}
+
+func (s *State) files() (out []*os.File) {
+	for _, d := range append([]DiskFiles{{Image: s.RAM}}, s.Disks...) {
+		for _, f := range []*os.File{d.Image, d.Overlay} {
+			if f != nil {
+				out = append(out, f)
+			}
+		}
+	}
+	return out
 }
 
 // Pause stops the guest between two instructions, and every device between two
@@ -145,22 +164,62 @@ func (m *Machine) Snapshot() (_ *State, err error) {
 			return nil, fmt.Errorf("state of %s: %w", d.name, err)
 		}
 	}
-	fd, err := unix.FcntlInt(m.mem.File().Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("guest RAM: %w", err)
+	for _, d := range m.disks {
+		var df DiskFiles
+		image, overlay := d.Files()
+		if df.Image, err = duplicate(image); err == nil && overlay != nil {
+			df.Overlay, err = duplicate(overlay)
+		}
+		s.Disks = append(s.Disks, df)
+		if err != nil {
+			return nil, err
+		}
 	}
-	s.RAM = os.NewFile(uintptr(fd), m.mem.File().Name())
-	return s, nil
+	s.RAM, err = duplicate(m.mem.File())
+	return s, err
 }
 
-// Restore builds a machine from a state and takes its RAM over. The
-// configuration is the one the state was taken under; its kernel, command line
-// and modules are not read again. The new machine is paused: Run, then Resume.
+// duplicate gives a second descriptor of an open file, in whatever mode of
+// blocking the first one is.
+func duplicate(f *os.File) (*os.File, error) {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	fd, dupErr := -1, error(nil)
+	if err = rc.Control(func(old uintptr) { fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); err == nil {
+		err = dupErr
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// Restore builds a machine from a state and takes its files over. The
+// configuration is the one the state was taken under; its kernel, command line,
+// modules and disk paths are not opened again. The new machine is paused: Run
+// and Resume set it going, in either order.
 func Restore(cfg Config, s *State) (*Machine, error) {
 	if s.RAM == nil {
 		return nil, errors.New("restore: the state has no RAM, or was restored before")
 	}
-	return create(cfg, s)
+	if len(s.Disks) != len(cfg.Disks) {
+		return nil, &ConfigError{fmt.Errorf("restore: the state has %d disks, the configuration %d", len(s.Disks), len(cfg.Disks))}
+	}
+	cfg.Disks = append([]Disk(nil), cfg.Disks...)
+	for i, f := range s.Disks {
+		d := &cfg.Disks[i]
+		if (f.Overlay != nil) != d.Overlay {
+			return nil, &ConfigError{fmt.Errorf("restore: disk %d is an overlay in the state or in the configuration, not in both", i)}
+		}
+		d.File, d.OverlayFile, d.OverlayPath = f.Image, f.Overlay, ""
+	}
+	m, err := create(cfg, s)
+	if err == nil {
+		s.Disks = nil // the machine's now
+	}
+	return m, err
 }
 
 // restore fills a machine made by create.

@@ -32,6 +32,7 @@ func (m *Machine) addDevices() error {
 	if err != nil {
 		return &ConfigError{err}
 	}
+	m.closers = append(m.closers, fw.Close)
 	clock := rtc.New(nil)
 	small := ports.New(ports.Config{Event: m.portEvent})
 	err = errors.Join(
@@ -78,11 +79,14 @@ func (m *Machine) addDisk(i int, o Disk) error {
 	if err != nil {
 		return &ConfigError{err}
 	}
-	if f, ok := b.(disk.Files); ok {
-		image, _ := f.Files()
-		if st, err := image.Stat(); err == nil && st.Mode()&os.ModeDevice != 0 {
-			m.blockDevices = true
-		}
+	files, ok := b.(disk.Files)
+	if !ok {
+		return errors.Join(fmt.Errorf("disk %d: its files cannot be told", i), b.Close())
+	}
+	m.disks = append(m.disks, files)
+	image, _ := files.Files()
+	if st, err := image.Stat(); err == nil && st.Mode()&os.ModeDevice != 0 {
+		m.blockDevices = true
 	}
 	d := blk.New(blk.Config{Backend: b, Log: m.log})
 	return m.addVirtio(fmt.Sprintf("disk%d", i), d, d.Close)
