@@ -258,3 +258,32 @@ func TestTruncatedImage(t *testing.T) {
 		}
 	}
 }
+
+// TestWrittenBeforeUsed: when a write has come back, its bytes are in the file,
+// for whoever reads it.
+func TestWrittenBeforeUsed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(path, make([]byte, 64<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b, err := disk.Open(disk.Options{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev := blk.New(blk.Config{Backend: b})
+	defer dev.Close()
+	d := virtqtest.NewDriver(t, dev, virtqtest.DriverOptions{Features: ^uint64(0)})
+	other, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	got := make([]byte, 512)
+	for i := range 128 {
+		want := bytes.Repeat([]byte{byte(i + 1)}, 512)
+		d.Do(0, [][]byte{blk.Header(blk.TypeOut, uint64(i)), want}, 1)
+		if _, err := other.ReadAt(got, int64(i)*512); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("sector %d: not in the file (%v)", i, err)
+		}
+	}
+}
