@@ -151,38 +151,34 @@ func readBounded(path string, limit int64) ([]byte, error) {
 
 // root makes the root file system writable: the kernel mounts it read-only.
 func (s *system) root() {
-	var st unix.Statvfs_t
-	if err := unix.Statvfs("/", &st); err != nil {
-		s.notef("/: %v", err)
+	kind, flags, err := fileSystem("/")
+	if err != nil {
+		s.notef("%v", err)
 		return
 	}
-	s.rootType = unix.ByteSliceToString(st.Fstypename[:])
-	if st.Flag&mntReadOnly == 0 || s.cfg.RootRO || !fileSystems[s.rootType] {
+	s.rootType = kind
+	if flags&mntReadOnly == 0 || s.cfg.RootRO || !fileSystems[kind] {
 		return
 	}
 	// A disk attached read-only stays so (EROFS, EACCES); that is its
 	// owner's wish.
-	err := mount(Mount{Type: s.rootType, Target: "/"}, mntUpdate)
+	err = mount(Mount{Type: kind, Target: "/"}, mntUpdate)
 	s.rootRW = err == nil
 	if err != nil && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EACCES) {
 		s.notef("the root file system stays read-only: %v", err)
 	}
 }
 
-// essential are nodes without which most programs fail.
-var essential = []string{"console", "null", "zero", "tty", "random", "urandom"}
-
-// devices makes the nodes that are missing, on a tmpfs when they cannot be made
-// in the image.
+// devices puts a tmpfs with every node on /dev where the image's own /dev lacks
+// one that most programs need. Nodes are never made in the image: NetBSD's
+// ext2fs forgets their device numbers, so that each would be the console.
 func (s *system) devices() error {
-	err := makeNodes()
-	if !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.ENOENT) {
-		return err
-	}
-	if errors.Is(err, unix.EROFS) && !slices.ContainsFunc(essential, missing) {
+	if !slices.ContainsFunc(nodes, func(n node) bool { return n.needed && !there(n) }) {
 		return nil
 	}
-	_ = os.Mkdir("/dev", 0o755)
+	if err := os.Mkdir("/dev", 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
 	if err := mount(Mount{Type: "tmpfs", Target: "/dev", Mode: 0o755}, 0); err != nil {
 		return err
 	}
@@ -192,22 +188,18 @@ func (s *system) devices() error {
 	return makeNodes()
 }
 
-func missing(name string) bool {
-	_, err := os.Lstat("/dev/" + name)
-	return err != nil
+// there tells whether a node exists and is what it should be.
+func there(n node) bool {
+	var st unix.Stat_t
+	return unix.Lstat("/dev/"+n.name, &st) == nil && st.Mode&unix.S_IFMT == n.kind() && st.Rdev == n.dev()
 }
 
-// makeNodes makes every node that is not there.
+// makeNodes makes every node.
 func makeNodes() error {
 	old := unix.Umask(0)
 	defer unix.Umask(old)
 	for _, n := range nodes {
-		mode := uint32(unix.S_IFCHR)
-		if n.block {
-			mode = unix.S_IFBLK
-		}
-		err := unix.Mknod("/dev/"+n.name, mode|uint32(n.perm), int(n.dev()))
-		if err != nil && !errors.Is(err, unix.EEXIST) {
+		if err := unix.Mknod("/dev/"+n.name, n.kind()|uint32(n.perm), int(n.dev())); err != nil {
 			return &fs.PathError{Op: "mknod", Path: "/dev/" + n.name, Err: err}
 		}
 	}
@@ -268,11 +260,10 @@ func (s *system) mounts(needRun bool) {
 
 // inMemory tells whether a directory is on a tmpfs.
 func inMemory(dir string) (bool, string, error) {
-	var st unix.Statvfs_t
-	if err := unix.Statvfs(dir, &st); err != nil {
-		return false, "", &fs.PathError{Op: "statvfs", Path: dir, Err: err}
+	kind, _, err := fileSystem(dir)
+	if err != nil {
+		return false, "", err
 	}
-	kind := unix.ByteSliceToString(st.Fstypename[:])
 	return kind == "tmpfs" || kind == "mfs", kind, nil
 }
 

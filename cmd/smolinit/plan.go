@@ -8,32 +8,33 @@ type node struct {
 	block        bool
 	perm         fs.FileMode
 	major, minor uint32
+	needed       bool // most programs fail without it
 }
 
-// nodes are made where they are not there. Majors: NetBSD
+// nodes are /dev. Majors: NetBSD
 // sys/arch/amd64/conf/majors.amd64 and sys/conf/majors; minors: sys/conf.h
 // (DEV_NULL and so on), kern/tty_ptm.c, dev/cons.c, etc/MAKEDEV.tmpl.
 var nodes = append([]node{
-	{"console", false, 0o600, 0, 0},
-	{"constty", false, 0o600, 0, 1},
-	{"tty", false, 0o666, 1, 0},
-	{"mem", false, 0o640, 2, 0},
-	{"kmem", false, 0o640, 2, 1},
-	{"null", false, 0o666, 2, 2},
-	{"full", false, 0o666, 2, 11},
-	{"zero", false, 0o666, 2, 12},
-	{"klog", false, 0o600, 7, 0},
-	{"tty00", false, 0o600, 8, 0},
-	{"stdin", false, 0o666, 22, 0},
-	{"stdout", false, 0o666, 22, 1},
-	{"stderr", false, 0o666, 22, 2},
-	{"bpf", false, 0o600, 23, 0},
-	{"random", false, 0o444, 46, 0},
-	{"urandom", false, 0o644, 46, 1},
-	{"ptmx", false, 0o666, 165, 0},
-	{"ptm", false, 0o666, 165, 1},
-	{"drvctl", false, 0o644, 167, 0},
-	{"cpuctl", false, 0o644, 188, 0},
+	{"console", false, 0o600, 0, 0, true},
+	{"constty", false, 0o600, 0, 1, false},
+	{"tty", false, 0o666, 1, 0, true},
+	{"mem", false, 0o640, 2, 0, false},
+	{"kmem", false, 0o640, 2, 1, false},
+	{"null", false, 0o666, 2, 2, true},
+	{"full", false, 0o666, 2, 11, false},
+	{"zero", false, 0o666, 2, 12, true},
+	{"klog", false, 0o600, 7, 0, false},
+	{"tty00", false, 0o600, 8, 0, false},
+	{"stdin", false, 0o666, 22, 0, false},
+	{"stdout", false, 0o666, 22, 1, false},
+	{"stderr", false, 0o666, 22, 2, false},
+	{"bpf", false, 0o600, 23, 0, false},
+	{"random", false, 0o444, 46, 0, true},
+	{"urandom", false, 0o644, 46, 1, true},
+	{"ptmx", false, 0o666, 165, 0, false},
+	{"ptm", false, 0o666, 165, 1, false},
+	{"drvctl", false, 0o644, 167, 0, false},
+	{"cpuctl", false, 0o644, 188, 0, false},
 }, diskNodes()...)
 
 const (
@@ -52,12 +53,12 @@ func diskNodes() []node {
 			letter := string(rune('a' + part))
 			minor := unit*partitions + part
 			list = append(list,
-				node{"ld" + digit + letter, true, 0o640, blockLD, minor},
-				node{"rld" + digit + letter, false, 0o640, charLD, minor})
+				node{"ld" + digit + letter, true, 0o640, blockLD, minor, false},
+				node{"rld" + digit + letter, false, 0o640, charLD, minor, false})
 		}
 		list = append(list,
-			node{"dk" + digit, true, 0o640, majorDK, unit},
-			node{"rdk" + digit, false, 0o640, majorDK, unit})
+			node{"dk" + digit, true, 0o640, majorDK, unit, false},
+			node{"rdk" + digit, false, 0o640, majorDK, unit, false})
 	}
 	return list
 }
@@ -65,6 +66,14 @@ func diskNodes() []node {
 // dev is NetBSD's dev_t of a node (sys/types.h makedev).
 func (n node) dev() uint64 {
 	return uint64(n.major)<<8&0x000fff00 | uint64(n.minor)<<12&0xfff00000 | uint64(n.minor)&0xff
+}
+
+// kind is the type bits of the node's mode (sys/stat.h).
+func (n node) kind() uint32 {
+	if n.block {
+		return 0o060000
+	}
+	return 0o020000
 }
 
 // ownMounts are made where their directory exists, and silently left out where

@@ -98,6 +98,33 @@ func mountCall[T any](m Mount, flags int, args *T) error {
 	return nil
 }
 
+// statvfs is struct statvfs of NetBSD 10 and later (sys/statvfs.h).
+type statvfs struct {
+	flag        uint64 // MNT_*
+	_           [23]uint64
+	fstypename  [32]byte
+	mntonname   [1024]byte
+	mntfromname [1024]byte
+	_           [1024]byte
+}
+
+// fileSystem tells the type of the file system that path is on, and its flags.
+// x/sys/unix has the call of NetBSD 9, which kernels without COMPAT_90 answer
+// with SIGSYS.
+func fileSystem(path string) (kind string, flags uint64, err error) {
+	const sysStatvfs190 = 484 // kern/syscalls.master
+	const stNoWait = 2        // ST_NOWAIT: what the kernel knows, without asking the file system
+	p, err := syscall.BytePtrFromString(path)
+	if err != nil {
+		return "", 0, err
+	}
+	var st statvfs
+	if _, _, errno := syscall.Syscall(sysStatvfs190, uintptr(unsafe.Pointer(p)), uintptr(unsafe.Pointer(&st)), stNoWait); errno != 0 {
+		return "", 0, &os.PathError{Op: "statvfs", Path: path, Err: errno}
+	}
+	return unix.ByteSliceToString(st.fstypename[:]), st.flag, nil
+}
+
 // setHostname sets kern.hostname (sysctl(7): CTL_KERN 1, KERN_HOSTNAME 10).
 func setHostname(name string) error {
 	mib := [2]int32{1, 10}
