@@ -199,9 +199,13 @@ func unlinkedIn(dir string) (*os.File, error) {
 	if err == nil || !(errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL)) {
 		return f, err
 	}
-	// Not every file system makes files without a name.
+	return unlinkedByName(dir)
+}
+
+// unlinkedByName is for file systems that make no files without a name.
+func unlinkedByName(dir string) (*os.File, error) {
 	path := filepath.Join(dir, "smolvmm-overlay-"+rand.Text())
-	f, err = openFile(path, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	f, err := openFile(path, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}

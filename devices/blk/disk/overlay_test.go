@@ -168,20 +168,33 @@ func TestUnlinkedOverlay(t *testing.T) {
 	}
 }
 
-// TestOverlayWithoutTmpfile: where O_TMPFILE is not known, a name exists for a
-// moment only.
-func TestOverlayWithoutTmpfile(t *testing.T) {
+// TestOverlayFiles: an overlay handed in open is durable exactly if it has a
+// name, and where O_TMPFILE is not known, the name is gone at once.
+func TestOverlayFiles(t *testing.T) {
 	path, want := image(t, 4096)
-	f, err := os.CreateTemp(t.TempDir(), "")
+	dir := t.TempDir()
+	unnamed, err := unlinkedByName(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := open(t, Options{Path: path, Overlay: true, OverlayFile: f})
-	if !d.(*Overlay).durable {
-		t.Error("an open file with a name is not flushed")
+	if names, err := os.ReadDir(dir); err != nil || len(names) != 0 {
+		t.Errorf("left in its directory: %v, %v", names, err)
 	}
-	if !bytes.Equal(bytesOf(t, d), want) {
-		t.Error("content differs")
+	if _, err := unlinkedByName(filepath.Join(dir, "no")); err == nil {
+		t.Error("a file in a directory that is not there")
+	}
+	named, err := os.CreateTemp(dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for f, durable := range map[*os.File]bool{named: true, unnamed: false} {
+		d := open(t, Options{Path: path, Overlay: true, OverlayFile: f}).(*Overlay)
+		if d.durable != durable || d.header != durable {
+			t.Errorf("durable %v, header %v; want %v", d.durable, d.header, durable)
+		}
+		if !bytes.Equal(bytesOf(t, d), want) {
+			t.Error("content differs")
+		}
 	}
 }
 
