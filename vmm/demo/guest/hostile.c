@@ -50,7 +50,11 @@ u32 outcome(struct blk *b, u32 wait_ms)
 		case ST_OK: return O_OK;
 		case ST_IOERR: return O_IOERR;
 		case ST_UNSUPP: return O_UNSUPP;
-		case ST_UNTOUCHED: return O_USED;
+		case ST_UNTOUCHED:
+			if (!len)	// given back unwritten: that says it too
+				return O_USED;
+			fail("hostile", "%u bytes written, but not the status", len);
+			return O_BAD;
 		}
 		fail("hostile", "status byte 0x%02x", b->slots[0].status);
 		return O_BAD;

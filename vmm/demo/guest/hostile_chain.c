@@ -266,7 +266,7 @@ const struct hostile hostile_chains[] = {
 	{ "header-zero", hdr_zero, TOLD, 0 },
 	{ "header-split", hdr_split, O_OK, 0 },
 	{ "status-outside", status_outside, O_RESET, 0 },
-	{ "no-status", no_status, O_RESET, 0 },
+	{ "no-status", no_status, O_RESET | O_USED, 0 },
 	{ "status-zero", status_zero, O_RESET, 0 },
 	{ "write-before-read", write_before_read, TOLD, 0 },
 	{ "next-beyond", next_beyond, O_RESET, 0 },
