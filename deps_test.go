@@ -1,0 +1,257 @@
+// Package smolvmm_test holds the whole tree to the rules of docs/design.md: who
+// may import whom, where unsafe and the process's own affairs may be, what is
+// built without cgo.
+package smolvmm_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+const module = "github.com/smolvmm/smolvmm"
+
+// rule says what a package may import besides the standard library. A name that
+// ends in "/..." stands for the folder and all below; names of this module are
+// written without it.
+type rule struct {
+	pkg   string
+	may   []string
+	tests []string // what its tests may import besides
+	why   string
+}
+
+const (
+	sys     = "golang.org/x/sys/unix"
+	mem     = "vmm/guestmem"
+	virtq   = "devices/virtq"
+	mock    = "devices/virtq/virtqtest"
+	ourKVM  = "vmm/internal/kvm"
+	devices = "devices"
+)
+
+// rules has every package, so that a new one has to say where it belongs. The
+// first that fits a package counts.
+var rules = []rule{
+	{mem, []string{sys}, nil, "guest RAM is a leaf: everything stands on it"},
+	{ourKVM, []string{sys}, []string{"github.com/bobuhiro11/gokvm/kvm"}, "the ioctls are a leaf; gokvm is only held against their layouts"},
+
+	{virtq, []string{mem}, []string{mock}, "a ring sees guest RAM and nothing else"},
+	{mock, []string{devices, virtq, mem}, []string{sys}, "the mock is the driver's side of a ring"},
+	{devices, []string{virtq, mem, sys}, nil, "the interfaces between device, transport and machine know none of them"},
+	{"devices/mmio", []string{devices, virtq, mem}, []string{mock, sys}, "a transport never sees a disk or a packet"},
+	{"devices/blk", []string{devices, virtq, mem}, []string{mock, "devices/blk/disk", sys}, "a device never sees its transport, KVM or another device"},
+	{"devices/blk/disk", []string{"devices/blk", sys}, nil, "files behind a disk know the device's interface only"},
+	{"devices/...", []string{devices, virtq, mem, sys}, []string{mock, sys}, "a device never sees its transport, KVM, the machine or another device"},
+	{"pvh", []string{mem}, []string{sys}, "the loader is bytes in, bytes out: it makes no ioctl and knows no machine"},
+
+	{"vmm/internal/bus", []string{devices}, nil, "a bus knows devices by their interface"},
+	{"vmm/internal/cpu", []string{"pvh", "vmm/internal/bus", ourKVM, sys}, nil, "a vCPU knows the bus, not what is on it"},
+	{"vmm/internal/jail", []string{"github.com/landlock-lsm/go-landlock/landlock/syscall", ourKVM, "golang.org/x/net/bpf", sys}, nil, "the jail takes KVM's request numbers and nothing else of the machine"},
+	{"vmm/demo", nil, nil, "the demo guest is bytes and their meaning"},
+	{"vmm", []string{devices, "devices/...", "pvh", mem, "vmm/internal/...", sys}, []string{"vmm/demo"}, "vmm wires devices, pvh and kvm; it knows neither netstack, nor builder, nor a command"},
+
+	{"cmd/smolinit", []string{sys}, nil, "the guest's init is built for NetBSD, from little: nothing of the monitor is in it"},
+	{"cmd/smolvmm/internal/...", []string{"vmm", sys}, nil, "what a verb does knows the machine by vmm's public API"},
+	{"cmd/...", []string{"vmm", "vmm/demo", "cmd/smolvmm/internal/...", "github.com/spf13/pflag", "golang.org/x/term", sys}, []string{"bench/testimg", "bench/lab/..."}, "a command drives machines by vmm's public API only"},
+
+	{"bench/lab/...", []string{"bench/lab/...", "github.com/u-root/u-root/pkg/cpio", "github.com/pierrec/lz4/v4", sys}, nil, "the lab runs any program, so it knows nothing of ours"},
+	{"bench/...", []string{"vmm", "vmm/demo", "bench/...", "cmd/smolvmm/internal/kernels", sys}, []string{"pvh"}, "measurements look at the machine from outside"},
+	{"", nil, nil, "the module's root has tests only"},
+}
+
+// pkg is what go list tells of a package.
+type pkg struct {
+	ImportPath                         string
+	Imports, TestImports, XTestImports []string
+	Deps                               []string // what a build takes in, tests aside
+}
+
+// listed has what is built for Linux, and behind it what differs for a guest.
+var listed = sync.OnceValues(func() ([]pkg, error) {
+	host, err := goList("linux", "./...")
+	if err != nil {
+		return nil, err
+	}
+	guest, err := goList("netbsd", "./cmd/smolinit/...", "./bench/testimg/guestcheck/...")
+	return append(host, guest...), err
+})
+
+func goList(goos string, patterns ...string) ([]pkg, error) {
+	cmd := exec.Command("go", append([]string{"list", "-json=ImportPath,Imports,TestImports,XTestImports,Deps"}, patterns...)...)
+	cmd.Env = append(os.Environ(), "GOOS="+goos, "GOARCH=amd64", "CGO_ENABLED=0", "GOFLAGS=-mod=readonly")
+	out, err := cmd.Output()
+	if err != nil {
+		var e *exec.ExitError
+		if errors.As(err, &e) {
+			return nil, errors.New(string(e.Stderr))
+		}
+		return nil, err
+	}
+	var pkgs []pkg
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return pkgs, nil
+		} else if err != nil {
+			return nil, err
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+func packages(t *testing.T) []pkg {
+	t.Helper()
+	if _, err := exec.LookPath("go"); err != nil {
+		t.Skipf("NOT RUN: the rules of the tree need the go command: %v", err)
+	}
+	ps, err := listed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(ps) < len(rules)/2 {
+		t.Fatalf("go list knows %d packages only", len(ps))
+	}
+	return ps
+}
+
+// relative is the package's name as the rules have it.
+func relative(importPath string) string {
+	if importPath == module {
+		return ""
+	}
+	return strings.TrimPrefix(importPath, module+"/")
+}
+
+func fits(pattern, name string) bool {
+	if dir, ok := strings.CutSuffix(pattern, "/..."); ok {
+		return name == dir || strings.HasPrefix(name, dir+"/")
+	}
+	return pattern == name
+}
+
+func fitsAny(patterns []string, name string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool { return fits(p, name) })
+}
+
+// standard: a path of the standard library has no dot in its first element.
+func standard(path string) bool {
+	first, _, _ := strings.Cut(path, "/")
+	return !strings.Contains(first, ".")
+}
+
+// judge gives the rule that a package's import breaks, or "".
+func judge(importer, imported string, test bool) string {
+	name := relative(imported)
+	if standard(imported) || importer == name {
+		return ""
+	}
+	for _, r := range rules {
+		if !fits(r.pkg, importer) {
+			continue
+		}
+		if fitsAny(r.may, name) || test && fitsAny(r.tests, name) {
+			return ""
+		}
+		return importer + " imports " + name + ": " + r.why
+	}
+	return importer + " has no rule: say in deps_test.go and docs/design.md what it may import, and why"
+}
+
+// TestImports holds each package to its rule.
+func TestImports(t *testing.T) {
+	for _, p := range packages(t) {
+		name := relative(p.ImportPath)
+		for _, imp := range p.Imports {
+			if msg := judge(name, imp, false); msg != "" {
+				t.Error(msg)
+			}
+		}
+		for _, imp := range append(p.TestImports, p.XTestImports...) {
+			if msg := judge(name, imp, true); msg != "" {
+				t.Errorf("a test of %s", msg)
+			}
+		}
+	}
+}
+
+// TestRulesBite: what the rules are there to stop, they stop.
+func TestRulesBite(t *testing.T) {
+	own := func(name string) string { return module + "/" + name }
+	for _, c := range []struct {
+		importer, imported string
+		test, ok           bool
+	}{
+		{"devices/blk", own("vmm"), false, false},
+		{"devices/blk", own(ourKVM), true, false},
+		{"devices/blk", own("devices/uart"), false, false},
+		{"devices/blk", own(mock), false, false},
+		{"devices/blk", own(mock), true, true},
+		{"devices/net", own("devices/blk"), false, false},
+		{virtq, own(devices), false, false},
+		{"pvh", own(ourKVM), false, false},
+		{"pvh", sys, false, false},
+		{mem, own(virtq), false, false},
+		{"vmm", own("cmd/smolvmm"), false, false},
+		{"vmm", own("netstack"), false, false},
+		{"vmm", "gvisor.dev/gvisor/pkg/tcpip", false, false},
+		{"vmm", own("vmm/demo"), false, false},
+		{"cmd/smolvmm", own("devices/blk"), false, false},
+		{"cmd/smolinit", own("vmm/guestmem"), false, false},
+		{"unheard/of", own("vmm"), false, false},
+		{"unheard/of", "fmt", false, true},
+	} {
+		if msg := judge(c.importer, c.imported, c.test); (msg == "") != c.ok {
+			t.Errorf("%s imports %s (test: %v): %q, want ok=%v", c.importer, c.imported, c.test, msg, c.ok)
+		}
+	}
+}
+
+// TestReach holds what a whole program or library takes in: the monitor's
+// memory is counted in megabytes, and smolinit shares a small guest.
+func TestReach(t *testing.T) {
+	all := packages(t)
+	for _, c := range []struct {
+		pkg string
+		no  []string
+		why string
+	}{
+		{pkg: "vmm", no: []string{"net/...", "net", "gvisor.dev/...", "flag", "os/signal", "os/exec", "testing/..."},
+			why: "whoever embeds vmm gets no network stack, no flags, no signal handlers and no processes with it"},
+		{pkg: "pvh", no: []string{"net", "os/exec", "log/...", "encoding/json"}, why: "the loader needs bytes only"},
+		{pkg: "cmd/smolvmm", no: []string{"gvisor.dev/...", "testing/...", "net/rpc", "text/template", "html/template", "expvar", "net/http/pprof"},
+			why: "the command stays small; the last ones also keep the linker from dropping unused methods"},
+	} {
+		found := false
+		for _, p := range all {
+			if relative(p.ImportPath) != c.pkg {
+				continue
+			}
+			found = true
+			for _, d := range p.Deps {
+				if fitsAny(c.no, d) {
+					t.Errorf("%s takes in %s: %s", c.pkg, d, c.why)
+				}
+			}
+		}
+		if !found {
+			t.Errorf("no package %s: has it moved?", c.pkg)
+		}
+	}
+	for _, p := range all {
+		for _, d := range p.Deps {
+			if strings.HasPrefix(d, "gvisor.dev/") && !fits("netstack", relative(p.ImportPath)) && !fits("cmd/smolvmm/...", relative(p.ImportPath)) {
+				t.Errorf("%s takes in %s: netstack alone imports gVisor, and the command alone puts it into a machine", p.ImportPath, d)
+			}
+			if strings.HasPrefix(d, "github.com/bobuhiro11/") {
+				t.Errorf("%s takes in %s: gokvm serves tests and measurements only", p.ImportPath, d)
+			}
+		}
+	}
+}
