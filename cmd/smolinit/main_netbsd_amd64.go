@@ -351,10 +351,7 @@ func (s *system) end(status int) {
 		}
 	}
 	if s.rootRW {
-		// Writes everything out and marks the file system clean.
-		if err := mount(Mount{Type: s.rootType, Target: "/"}, mntUpdate|mntReadOnly|mntForce); err != nil {
-			s.notef("closing the root file system: %v", err)
-		}
+		s.closeRoot()
 	}
 	how := rbAutoboot
 	switch s.cfg.Poweroff {
@@ -362,6 +359,10 @@ func (s *system) end(status int) {
 	case "halt":
 		how = rbHalt
 	default:
+		// What the command has printed is still on its way out.
+		if err := drain(1); err != nil && !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.ENODEV) {
+			s.notef("draining the console: %v", err)
+		}
 		// Ends here under smolvmm.
 		if err := s.ports(func(p ports) { p.out8(portExit, uint8(status)) }); err == nil {
 			s.notef("the command ended with status %d, and no exit port took it: rebooting", status)
@@ -369,4 +370,28 @@ func (s *system) end(status int) {
 	}
 	s.notef("reboot: %v", reboot(how))
 	os.Exit(status) // the kernel panics with the status
+}
+
+// closeRoot has everything written out. Going back to read-only does that and
+// marks the file system clean; NetBSD's ext2fs cannot go back (EOPNOTSUPP).
+func (s *system) closeRoot() {
+	err := mount(Mount{Type: s.rootType, Target: "/"}, mntUpdate|mntReadOnly|mntForce)
+	if err == nil {
+		return
+	}
+	if !errors.Is(err, unix.EOPNOTSUPP) {
+		s.notef("closing the root file system: %v", err)
+	}
+	// sync(2) has only begun the writes, and nothing tells of their end but
+	// the disks' own count.
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(200 * time.Microsecond) {
+		busy, err := busyTransfers()
+		if err == nil && busy == 0 {
+			return
+		}
+		if err != nil || time.Now().After(deadline) {
+			s.notef("the disk may lack the last writes: %d transfers left, %v", busy, err)
+			return
+		}
+	}
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"syscall"
@@ -146,6 +147,30 @@ const (
 func reboot(how int) error {
 	_, _, errno := syscall.Syscall(unix.SYS_REBOOT, uintptr(how), 0, 0)
 	return errno
+}
+
+// busyTransfers counts the transfers that the disks have not finished (sysctl
+// hw.iostats: CTL_HW 6, HW_IOSTATS 9, then the bytes wanted of each struct
+// io_sysctl, sys/iostat.h).
+func busyTransfers() (int, error) {
+	const record = 24 // name of 16, busy, type
+	mib := [3]int32{6, 9, record}
+	var buf [64 * record]byte
+	n := uintptr(len(buf))
+	if _, _, errno := syscall.Syscall6(unix.SYS___SYSCTL, uintptr(unsafe.Pointer(&mib)), 3,
+		uintptr(unsafe.Pointer(&buf)), uintptr(unsafe.Pointer(&n)), 0, 0); errno != 0 {
+		return 0, fmt.Errorf("sysctl hw.iostats: %w", errno)
+	}
+	busy := 0
+	for b := buf[:n]; len(b) >= record; b = b[record:] {
+		busy += int(int32(binary.NativeEndian.Uint32(b[16:])))
+	}
+	return busy, nil
+}
+
+// drain waits until the terminal has put out what was written (tty(4)).
+func drain(fd int) error {
+	return unix.IoctlSetInt(fd, unix.TIOCDRAIN, 0)
 }
 
 // loopbackUp gives lo0 its address (in(4), SIOCAIFADDR with a struct

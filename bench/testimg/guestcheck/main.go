@@ -98,21 +98,24 @@ func checkCPUs(want int) (string, error) {
 	if want != 0 && n != want {
 		return "", fmt.Errorf("%d, not %d", n, want)
 	}
+	// Each thread counts to the same number; one that gets no processor for
+	// five seconds is stuck.
+	const goal = 20_000
 	counts := make([]int, n)
-	end := time.Now().Add(30 * time.Millisecond)
+	end := time.Now().Add(5 * time.Second)
 	var wg sync.WaitGroup
 	for i := range counts {
 		wg.Go(func() {
 			runtime.LockOSThread()
-			for time.Now().Before(end) {
+			for counts[i] < goal && time.Now().Before(end) {
 				counts[i]++
 			}
 		})
 	}
 	wg.Wait()
 	for i, c := range counts {
-		if c == 0 {
-			return "", fmt.Errorf("thread %d of %d did nothing", i, n)
+		if c < goal {
+			return "", fmt.Errorf("thread %d of %d counted to %d only", i, n, c)
 		}
 	}
 	return fmt.Sprintf("%d, thread counters %v", n, counts), nil
