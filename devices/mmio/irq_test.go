@@ -27,10 +27,12 @@ type chip struct {
 
 func (c *chip) raise() {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.raises++
 	c.line = true
 	c.deliver()
+	c.mu.Unlock()
+	// Whoever raises can lose the processor on its way back.
+	runtime.Gosched()
 }
 
 // deliver injects if it may; the caller holds mu.
