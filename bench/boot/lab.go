@@ -58,7 +58,17 @@ func runInLab(o *options, dir string, stdout, stderr *os.File) (int, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "empty"), 0o755); err == nil {
 		c.Dir = filepath.Join(dir, "empty")
 	}
-	err := c.Run()
+	before, err := readUsage()
+	if err != nil {
+		return 0, err
+	}
+	err = c.Run()
+	if after, uerr := readUsage(); uerr == nil {
+		// Seen from inside, a lab that does not get the processor is only slow.
+		if busy := others(before, after); busy > noisyOthers {
+			fmt.Fprintf(stdout, "- around the lab, others used %.2f of a processor while this measured: the times are too long, and the ratios uncertain\n", busy)
+		}
+	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() > 0 {
 		return exit.ExitCode(), nil

@@ -6,6 +6,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -17,6 +18,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/smolvmm/smolvmm/bench/testimg"
 )
 
 // list is a flag that may be given several times.
@@ -59,9 +62,9 @@ func (o *options) parse(args []string, w io.Writer) error {
 	f.IntVar(&o.bootRounds, "boots", 20, "`rounds` of the full kernel")
 	f.IntVar(&o.mib, "m", 128, "guest memory in `MiB`")
 	f.StringVar(&o.kernel, "kernel", "auto", "full kernel: a `file`, auto (the newest NetBSD in the cache, where a KVM can run it) or none")
-	f.StringVar(&o.disk, "disk", "", "the full kernel's root `image`")
+	f.StringVar(&o.disk, "disk", "", "the full kernel's root `image` (default: one made here, with smolinit)")
 	f.StringVar(&o.cmdline, "append", "root=ld0a console=com", "the full kernel's `arguments`")
-	f.StringVar(&o.until, "until", "INIT:", "`beginning` of the first line that init prints")
+	f.StringVar(&o.until, "until", "guestcheck:", "`beginning` of the first line that init or its command prints")
 	f.StringVar(&o.only, "only", "", "measure these `names` only, comma-separated, as the table has them")
 	f.StringVar(&o.qemu, "qemu", "qemu-system-x86_64", "QEMU's `program`")
 	f.StringVar(&o.smolvmm, "smolvmm", "", "measure this smolvmm `file` instead of building one")
@@ -99,7 +102,7 @@ func (o *options) parse(args []string, w io.Writer) error {
 	return nil
 }
 
-// Exit statuses.
+// Exit statuses: an error or a failed start of smolvmm's, bad flags, a bound missed with -check.
 const (
 	exitError  = 1
 	exitUsage  = 2
@@ -138,7 +141,7 @@ func measureOrLab(o *options, stdout, stderr *os.File) (int, error) {
 			return 0, err
 		}
 	}
-	if err := o.findKernel(stderr); err != nil {
+	if err := o.findKernel(dir, stderr); err != nil {
 		return 0, err
 	}
 	if o.lab {
@@ -158,14 +161,17 @@ func measureOrLab(o *options, stdout, stderr *os.File) (int, error) {
 			return 0, err
 		}
 	}
+	if r.broken {
+		return exitError, nil
+	}
 	if o.check && slices.ContainsFunc(r.Goals, func(g goal) bool { return g.Verdict == missed }) {
 		return exitMissed, nil
 	}
 	return 0, nil
 }
 
-// findKernel settles which full kernel is booted, and says so where none is.
-func (o *options) findKernel(notes io.Writer) error {
+// findKernel settles which full kernel is booted, and says so where none is. A root image that is not given is made in dir.
+func (o *options) findKernel(dir string, notes io.Writer) error {
 	soft := !o.lab && kvmKind() == softKVM
 	switch {
 	case o.kernel == "none":
@@ -193,9 +199,14 @@ func (o *options) findKernel(notes io.Writer) error {
 		o.kernel = slices.Max(found)
 	}
 	if o.disk == "" {
-		fmt.Fprintln(notes, "boot: no full kernel is booted: no root image was given (-disk)")
-		o.kernel = ""
-		return nil
+		spec, err := testimg.Default(context.Background())
+		if err != nil {
+			return err
+		}
+		o.disk = filepath.Join(dir, "root.img")
+		if err := testimg.Build(context.Background(), o.disk, spec); err != nil {
+			return fmt.Errorf("root image: %w", err)
+		}
 	}
 	for _, f := range []string{o.kernel, o.disk} {
 		if _, err := os.Stat(f); err != nil {

@@ -27,8 +27,11 @@ type report struct {
 	Tables   []table              `json:"tables"`
 	Goals    []goal               `json:"goals"`
 	Warnings []string             `json:"warnings,omitempty"`
+	Failures []failure            `json:"failures,omitempty"`
 	Commands map[string][]string  `json:"commands"`
 	Samples  map[string][]*sample `json:"samples"`
+
+	broken bool // a start of ours failed, or of the floor
 }
 
 // measure runs all experiments with the programs that are there.
@@ -69,17 +72,14 @@ func measure(o *options, p programs, notes io.Writer) (*report, error) {
 		return nil, err
 	}
 	r.Others = others(before, after)
-	r.Goals = goals(r.Tables)
+	r.Goals = goals(r.Tables, r.Host.Lab)
 	r.Warnings = warnings(r.Tables, r.Goals, r.Others)
 	return r, nil
 }
 
 // run does one experiment and keeps its samples and the tables of its metrics.
-func (r *report) run(e experiment, subjects []subject, notes io.Writer, metrics ...metric) error {
-	xs, err := e.run(subjects, notes)
-	if err != nil {
-		return err
-	}
+func (r *report) run(e experiment, subjects []subject, notes io.Writer, metrics ...metric) {
+	xs := e.run(subjects, notes)
 	for _, x := range xs {
 		r.Samples[e.what+"/"+x.subject.name] = x.samples
 		r.Commands[e.what+"/"+x.subject.name] = e.launch(x.subject).argv
@@ -88,7 +88,22 @@ func (r *report) run(e experiment, subjects []subject, notes io.Writer, metrics 
 	for _, m := range metrics {
 		r.Tables = append(r.Tables, tabulate(what, xs, m))
 	}
-	return nil
+	for _, x := range xs {
+		if x.failed == 0 {
+			continue
+		}
+		f := failure{e.what, x.subject.name, x.failed, x.failure}
+		r.Failures = append(r.Failures, f)
+		r.broken = r.broken || x.subject.must
+	}
+}
+
+// failure tells of starts that did not come as far as they had to.
+type failure struct {
+	What    string `json:"what"`
+	Subject string `json:"subject"`
+	Times   int    `json:"times"` // warm-up rounds included
+	First   string `json:"first"`
 }
 
 // tiny measures the guest of a few bytes: once holding, for the memory, and once ending its machine.
@@ -100,22 +115,20 @@ func (r *report) tiny(o *options, dir string, subjects []subject, notes io.Write
 			return err
 		}
 	}
-	err := r.run(experiment{
+	r.run(experiment{
 		what: whatTiny, rounds: o.rounds, warm: o.warm,
 		launch: func(s subject) launch {
 			return launch{argv: s.argv(guest{kernel: files[true], mib: o.mib, hold: true}), ram: s.ram(o.mib), limit: tinyLimit}
 		},
 	}, subjects, notes, toMark, rss, dirty)
-	if err != nil {
-		return err
-	}
 	ends := slices.DeleteFunc(slices.Clone(subjects), func(s subject) bool { return !s.ends })
-	return r.run(experiment{
+	r.run(experiment{
 		what: whatTiny + "; ending", rounds: o.rounds, warm: o.warm,
 		launch: func(s subject) launch {
 			return launch{argv: s.argv(guest{kernel: files[false], mib: o.mib}), exit: true, status: s.status, limit: tinyLimit}
 		},
 	}, ends, notes, toEnd)
+	return nil
 }
 
 // full measures a kernel to its init. The kernel is marked, so that its start is seen.
@@ -133,13 +146,14 @@ func (r *report) full(o *options, dir string, subjects []subject, notes io.Write
 		return err
 	}
 	boots := slices.DeleteFunc(slices.Clone(subjects), func(s subject) bool { return !s.full })
-	return r.run(experiment{
+	r.run(experiment{
 		what: whatFull, rounds: o.bootRounds, warm: min(o.warm, 1),
 		launch: func(s subject) launch {
 			g := guest{kernel: marked, mib: o.mib, cmdline: o.cmdline, disk: o.disk}
 			return launch{argv: s.argv(g), until: o.until, ram: s.ram(o.mib), limit: fullLimit}
 		},
 	}, boots, notes, toMark, toConsole, ofKernel, toInit, rss, dirty)
+	return nil
 }
 
 // markdown writes the report for people.
@@ -164,11 +178,10 @@ func (r *report) markdown(w io.Writer) {
 			fmt.Fprintf(w, "- %s\n", s)
 		}
 	}
-	for _, t := range r.Tables {
-		for _, x := range t.Rows {
-			if x.Failed > 0 {
-				fmt.Fprintf(w, "- %s, %s: %d starts failed: %s\n", t.What, x.Subject, x.Failed, x.Failure)
-			}
+	if len(r.Failures) > 0 {
+		fmt.Fprint(w, "\n**Failed starts**\n\n")
+		for _, f := range r.Failures {
+			fmt.Fprintf(w, "- %s, %s: %d, the first: %s\n", f.What, f.Subject, f.Times, f.First)
 		}
 	}
 }

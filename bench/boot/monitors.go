@@ -30,7 +30,7 @@ type subject struct {
 	full bool
 	// ram tells the guest's memory in smaps.
 	ram func(mib int) func(mapping) bool
-	// must says that a start of it that fails is an error, not a finding.
+	// must says that a failed start of it is this project's, and makes the whole run fail.
 	must bool
 }
 

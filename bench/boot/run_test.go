@@ -87,10 +87,7 @@ func TestExperiment(t *testing.T) {
 		}
 		return launch{argv: sh(script), limit: 20 * time.Second}
 	}}
-	xs, err := e.run([]subject{good, bad}, io.Discard)
-	if err != nil {
-		t.Fatal(err)
-	}
+	xs := e.run([]subject{good, bad}, io.Discard)
 	if want := []string{"good", "bad", "bad", "good", "good", "bad", "good", "good"}; !slices.Equal(order, want) {
 		t.Errorf("order %v, want %v", order, want)
 	}
@@ -104,8 +101,13 @@ func TestExperiment(t *testing.T) {
 	if a, _ := pairs(g, b, toMark); len(a) != 0 {
 		t.Errorf("%d pairs with a subject that never worked", len(a))
 	}
-	bad.must = true
-	if _, err := e.run([]subject{good, bad}, io.Discard); err == nil {
-		t.Error("a failed start of our own is no error")
+	for _, must := range []bool{false, true} {
+		var r report
+		r.Samples, r.Commands = map[string][]*sample{}, map[string][]string{}
+		bad.must = must
+		r.run(e, []subject{good, bad}, io.Discard, toMark)
+		if len(r.Failures) != 1 || r.Failures[0].Times != 3 || r.Failures[0].Subject != "bad" || r.broken != must {
+			t.Errorf("ours %v: failures %+v, broken %v", must, r.Failures, r.broken)
+		}
 	}
 }

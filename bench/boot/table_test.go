@@ -26,9 +26,9 @@ func TestTables(t *testing.T) {
 	}
 	ts := []table{tabulate(whatTiny, xs, toMark), tabulate(whatTiny, xs, dirty)}
 	if ts[0].Floor != nameFloorC {
-		t.Errorf("compared with %q, want the lower floor", ts[0].Floor)
+		t.Errorf("compared with %q, want the floor in C", ts[0].Floor)
 	}
-	gs := goals(ts)
+	gs := goals(ts, false)
 	if len(gs) != 3 {
 		t.Fatalf("%d goals: %v", len(gs), gs)
 	}
@@ -37,8 +37,11 @@ func TestTables(t *testing.T) {
 			t.Errorf("%s: want %s", gs[i], want)
 		}
 	}
+	if in := goals(ts, true); len(in) != 1 {
+		t.Errorf("in the lab: %v, want the memory alone", in)
+	}
 	var b strings.Builder
-	r := report{Tables: ts, Goals: gs, MiB: 128, Absent: []string{"something: not built"}, Warnings: warnings(ts, gs, 0.5)}
+	r := report{Tables: ts, Goals: gs, MiB: 128, Absent: []string{"something: not built"}, Failures: []failure{{whatTiny, nameGokvm, 3, "it broke"}}, Warnings: warnings(ts, gs, 0.5)}
 	r.markdown(&b)
 	for _, want := range []string{
 		"| | median | p10–p90 | ÷ QEMU | ÷ floor (C) | over it |\n|---|---:|---:|---:|---:|---:|\n",
@@ -46,7 +49,7 @@ func TestTables(t *testing.T) {
 		"| QEMU microvm | 50.0 | 42.0–58.0 |  | 50.0 [40.0, 60.0] | 49.0 [39.0, 59.0] |\n",
 		"| gokvm | none of 3 starts came that far |",
 		"over the floor (C): 2.50 [2.00, 3.00] ms, at most 3.00 ms: reached\n",
-		"gokvm: 3 starts failed: it broke", "something: not built", "others used 0.50 of a processor",
+		"gokvm: 3, the first: it broke", "something: not built", "others used 0.50 of a processor",
 	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())
@@ -59,14 +62,14 @@ func TestTables(t *testing.T) {
 	}
 
 	slow := []*series{made(nameFloorC, 1, 1, 1, 1), made(nameOurs, 13, 9, 9, 9), made(nameQEMU, 20, 10, 10, 10)}
-	for _, g := range goals([]table{tabulate(whatTiny, slow, toMark), tabulate(whatTiny, slow, dirty)}) {
+	for _, g := range goals([]table{tabulate(whatTiny, slow, toMark), tabulate(whatTiny, slow, dirty)}, false) {
 		if g.Verdict != missed {
 			t.Errorf("%s, want it missed", g)
 		}
 	}
 	same := []*series{made(nameOurs, 1, 9, 10, 11), made(nameQEMU, 1, 11, 10, 9)}
 	same2 := []table{tabulate(whatTiny, same, toMark)}
-	if w := strings.Join(warnings(same2, goals(same2), 0), "\n"); !strings.Contains(w, "no difference from QEMU") {
+	if w := strings.Join(warnings(same2, goals(same2, false), 0), "\n"); !strings.Contains(w, "no difference from QEMU") {
 		t.Errorf("two alike: %q", w)
 	}
 }
@@ -110,14 +113,13 @@ func TestOptions(t *testing.T) {
 			t.Errorf("%s: %v, want %q", c.args, err, c.err)
 		}
 	}
-	// A disk without a kernel, and the other way round, boot nothing; what is named must be there.
 	o := options{kernel: "/nonexistent", disk: os.DevNull}
-	if err := o.findKernel(io.Discard); err == nil {
+	if err := o.findKernel(t.TempDir(), io.Discard); err == nil {
 		t.Error("a kernel that is not there was taken")
 	}
-	o = options{kernel: os.DevNull}
-	if err := o.findKernel(io.Discard); err != nil || o.kernel != "" {
-		t.Errorf("a kernel without a disk: %q, %v", o.kernel, err)
+	o = options{kernel: "none"}
+	if err := o.findKernel(t.TempDir(), io.Discard); err != nil || o.kernel != "" {
+		t.Errorf("no kernel wanted: %q, %v", o.kernel, err)
 	}
 }
 
