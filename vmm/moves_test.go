@@ -47,8 +47,8 @@ type clocks struct {
 	at   time.Time
 	took time.Duration // over reading them, at most
 	tsc  []uint64      // of each vCPU
-	kvm  uint64   // kvmclock, ns
-	rate uint32   // TSC kHz
+	kvm  uint64        // kvmclock, ns
+	rate uint32        // TSC kHz
 }
 
 // msrTSC is IA32_TIME_STAMP_COUNTER (Intel SDM vol. 4, table 2-2).
