@@ -239,6 +239,14 @@ func (m *Machine) restore(s *State) error {
 			return fmt.Errorf("restore %s: %w", d.name, err)
 		}
 	}
+	for i, k := range m.host.vcpus {
+		if err := cpu.Restore(k, s.CPUs[i]); err != nil {
+			return err
+		}
+		m.vcpus[i].Park()
+	}
+	// The IOAPIC delivers what is pending as its state is set, so the local
+	// APICs are there before it.
 	for _, c := range s.IRQChips {
 		if err := m.vm.SetIRQChip(c); err != nil {
 			return err
@@ -246,12 +254,6 @@ func (m *Machine) restore(s *State) error {
 	}
 	if err := errors.Join(m.vm.SetPIT(s.PIT), m.vm.SetClock(s.Clock)); err != nil {
 		return err
-	}
-	for i, k := range m.host.vcpus {
-		if err := cpu.Restore(k, s.CPUs[i]); err != nil {
-			return err
-		}
-		m.vcpus[i].Park()
 	}
 	m.phase = paused
 	m.timeline.add("restored", time.Now())
