@@ -214,6 +214,23 @@ func (g *guest) echo(i int, text string) {
 	}
 }
 
+// settle leaves no interrupt behind: a request can be back before the device
+// has come to the point of interrupting for it.
+func (g *guest) settle() {
+	g.tb.Helper()
+	if err := g.t.Quiesce(); err != nil {
+		g.tb.Fatal(err)
+	}
+	g.w(interruptACK, 3)
+	select {
+	case <-g.pin:
+	default:
+	}
+	if err := g.t.Resume(); err != nil {
+		g.tb.Fatal(err)
+	}
+}
+
 func echoGuest(tb testing.TB, sizes ...uint16) (*guest, *virtqtest.Echo) {
 	tb.Helper()
 	dev := virtqtest.NewEcho(sizes...)

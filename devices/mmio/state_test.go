@@ -77,6 +77,7 @@ func TestMoveMidWork(t *testing.T) {
 			served++
 		}
 		// An interrupt that nobody acknowledges before the move.
+		g.settle()
 		g.rings[0].EnableInterrupts()
 		g.post(0, "unseen")
 		<-g.pin
@@ -235,6 +236,7 @@ func TestFaultedState(t *testing.T) {
 	g, _ := echoGuest(t, 8)
 	g.start()
 	g.echo(0, "well")
+	g.settle()
 	g.rings[0].PushHead(99)
 	g.rings[0].Kick()
 	g.w(queueNotify, 0)
@@ -258,6 +260,7 @@ func goodState(t testing.TB) ([]byte, *guestmem.Memory) {
 	g, _ := echoGuest(t, 8, 8)
 	g.start()
 	g.echo(0, "one")
+	g.settle()
 	if err := g.t.Quiesce(); err != nil {
 		t.Fatal(err)
 	}
