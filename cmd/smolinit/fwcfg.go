@@ -68,6 +68,9 @@ func readItems(p ports) (*items, error) {
 	for ; len(dir) > 0; dir = dir[dirEntry:] {
 		size, key := binary.BigEndian.Uint32(dir), binary.BigEndian.Uint16(dir[4:])
 		name, _, _ := strings.Cut(string(dir[8:dirEntry]), "\x00")
+		if name == "" {
+			return nil, errors.New("fw_cfg: the directory is damaged: a file without a name")
+		}
 		rest, ours := strings.CutPrefix(name, configPrefix)
 		if !ours {
 			continue

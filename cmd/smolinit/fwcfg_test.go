@@ -101,6 +101,11 @@ func TestReadItemsErrors(t *testing.T) {
 	if _, err := readItems(many); err == nil || many.read > 64 {
 		t.Errorf("a directory of 2^32-1 files: %v after %d bytes", err, many.read)
 	}
+	short := fakeDevice(file{"opt/smolvmm/env/A", "1"}, file{"x", ""})
+	short.blobs[keyFileDir] = short.blobs[keyFileDir][:4+dirEntry]
+	if _, err := readItems(short); err == nil {
+		t.Error("a directory that ends early was taken")
+	}
 	huge := fakeDevice(file{"opt/smolvmm/file/x", "x"})
 	binary.BigEndian.PutUint32(huge.blobs[keyFileDir][4:], 0xffffffff)
 	if _, err := readItems(huge); err == nil || huge.read > 1024 {

@@ -22,6 +22,10 @@ func (machinePorts) out8(port uint16, v uint8)   { outb(port, v) }
 func (machinePorts) out16(port uint16, v uint16) { outw(port, v) }
 
 func (machinePorts) in8(port uint16, p []byte) {
+	// Every page must be there before: KVM's emulator has read the port by
+	// the time it finds that it cannot store, and what it read is lost when
+	// the instruction starts again after the page fault.
+	clear(p)
 	// In pieces: a stopped world waits for this thread, and the assembly
 	// cannot be preempted.
 	for len(p) > 0 {
