@@ -24,8 +24,8 @@ func (m *Memory) Word32(gpa uint64) (Word32, error) {
 // Load reads the word; nothing later is read before it.
 func (w Word32) Load() uint32 { return atomic.LoadUint32(w.p) }
 
-// Store writes the word; nothing earlier is written after it, and no later
-// load passes it (Go's stores are XCHG on x86: a full barrier).
+// Store writes the word; nothing earlier is written after it. Later loads may
+// pass it: who needs a full barrier makes one.
 func (w Word32) Store(v uint32) { atomic.StoreUint32(w.p, v) }
 
 // Base is the host address at which range i of Ranges is mapped, for
