@@ -86,7 +86,9 @@ func hostLeaves() []kvm.CPUIDEntry {
 		{Function: 0x8000_0002, EAX: full}, {Function: 0x8000_0003, EAX: full}, {Function: 0x8000_0004, EAX: full},
 		{Function: 0x8000_0007},
 		{Function: 0x8000_0008, EAX: 0x3030, ECX: 0x7007},
+		{Function: 0x8000_001d, Index: 3, Flags: kvm.CPUIDSignificantIndex, EAX: 0x3c163},
 		{Function: 0x8000_001e, EAX: 9, EBX: 9, ECX: 9},
+		{Function: 0x8000_0026, Index: 0, Flags: kvm.CPUIDSignificantIndex, EDX: 9},
 	}
 }
 
@@ -134,7 +136,10 @@ func TestBuildHost(t *testing.T) {
 	if e := leaf(t, es, 0x8000_0007, 0); e.EDX != invariantTSC {
 		t.Errorf("power leaf %+v", e)
 	}
-	for _, f := range []uint32{0x15, 0x16, 0x1f} {
+	if e := leaf(t, es, 0x8000_001d, 3); e.EAX>>14&0xfff != 5 {
+		t.Errorf("AMD's L3: %#x", e.EAX)
+	}
+	for _, f := range []uint32{0x15, 0x16, 0x1f, 0x8000_0026} {
 		if find(es, f, 0) != nil {
 			t.Errorf("leaf %#x is passed on", f)
 		}

@@ -26,7 +26,9 @@ const (
 	leafExtended   = 0x8000_0001
 	leafPower      = 0x8000_0007
 	leafSizes      = 0x8000_0008
+	leafAMDCache   = 0x8000_001D
 	leafAMDTopo    = 0x8000_001E
+	leafAMDTopoV2  = 0x8000_0026
 	leafBrandFirst = 0x8000_0002
 	leafBrandLast  = 0x8000_0004
 )
@@ -52,7 +54,7 @@ func Build(h Host, t Template, id, count int) []kvm.CPUIDEntry {
 	for _, e := range h.Supported {
 		switch {
 		case e.Function == leafTSC, e.Function == leafFrequency,
-			e.Function == leafTopology, e.Function == leafTopologyV2,
+			e.Function == leafTopology, e.Function == leafTopologyV2, e.Function == leafAMDTopoV2,
 			e.Function > leafHypervisor+1 && e.Function < leafHypervisor+0x1000:
 			continue
 		}
@@ -103,19 +105,27 @@ func topology(e *kvm.CPUIDEntry, id, count int) {
 			e.EDX |= 1 << 28 // HTT: EBX's count is valid
 		}
 	case leafCache: // leaf 04H: bits 25:14 sharers, 31:26 cores in the package
-		if e.EAX&0x1f == 0 {
-			return
+		if e.EAX&0x1f != 0 {
+			e.EAX = e.EAX&0x3fff | sharers(e.EAX, count)<<14 | uint32(count-1)<<26
 		}
-		sharers := uint32(0)
-		if level := e.EAX >> 5 & 7; level >= 3 {
-			sharers = uint32(count - 1)
+	case leafAMDCache: // AMD APM vol. 3, Fn8000_001D: bits 25:14 sharers
+		if e.EAX&0x1f != 0 {
+			e.EAX = e.EAX&0x3fff | sharers(e.EAX, count)<<14
 		}
-		e.EAX = e.EAX&0x3fff | sharers<<14 | uint32(count-1)<<26
 	case leafSizes: // AMD APM vol. 3, Fn8000_0008: ECX 7:0 threads - 1, 15:12 APIC ID bits
 		e.ECX = uint32(count-1) | uint32(apicIDBits(count))<<12
 	case leafAMDTopo: // Fn8000_001E: extended APIC ID, core ID, node ID
 		e.EAX, e.EBX, e.ECX = uint32(id), uint32(id), 0
 	}
+}
+
+// sharers is the number of threads, less one, that share a cache whose type and
+// level are in eax bits 4:0 and 7:5: all of them from level 3 on.
+func sharers(eax uint32, count int) uint32 {
+	if eax>>5&7 >= 3 {
+		return uint32(count - 1)
+	}
+	return 0
 }
 
 // topologyLeaves are leaf 0BH's levels: one thread a core, then the package.
