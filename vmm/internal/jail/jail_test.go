@@ -159,6 +159,8 @@ func TestTrapNamesTheCaller(t *testing.T) {
 	}
 }
 
+func TestFirstTimerUnderJail(t *testing.T) { mustPass(t, "sleep") }
+
 func TestOnlyOnce(t *testing.T) { mustPass(t, "twice") }
 
 func TestConfigErrors(t *testing.T) {
