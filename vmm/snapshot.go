@@ -139,17 +139,21 @@ func (m *Machine) Snapshot() (_ *State, err error) {
 	if err != nil {
 		return nil, err
 	}
+	// KVM takes in what a device has raised by an irqfd on a thread of its own,
+	// perhaps only now. With the IOAPIC first, an interrupt that it has sent is
+	// in the local APIC that is read later; the other way round, its pin would
+	// wait for ever for the EOI of an interrupt that no processor knows.
+	for i := range s.IRQChips {
+		if s.IRQChips[i], err = m.vm.IRQChip(uint32(i)); err != nil {
+			return nil, err
+		}
+	}
 	for _, k := range m.host.vcpus {
 		c, err := cpu.Save(k, indices)
 		if err != nil {
 			return nil, err
 		}
 		s.CPUs = append(s.CPUs, c)
-	}
-	for i := range s.IRQChips {
-		if s.IRQChips[i], err = m.vm.IRQChip(uint32(i)); err != nil {
-			return nil, err
-		}
 	}
 	if s.PIT, err = m.vm.PIT(); err != nil {
 		return nil, err
