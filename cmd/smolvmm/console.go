@@ -4,54 +4,158 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/term"
 )
 
 // console is what COM1 is attached to.
 type console struct {
-	in  io.Reader
-	out io.Writer
+	in  io.Reader // nil: nobody can type
+	out *sink
 	// note is what the user must know to use it, if anything.
 	note string
+	// job is what a keeper has to do when this process has ended.
+	job keeperJob
 	// close ends a blocked Read and gives everything back.
 	close func()
 }
 
-// openConsole opens where -console says. keys is told of escape keys, which
-// only a terminal on standard input has.
-func openConsole(where string, s streams, keys func(key byte)) (*console, error) {
+const consoleForms = "must be stdio, none, pty, file:PATH[,append] or unix:PATH"
+
+// checkConsole refuses what openConsole would not understand, before anything
+// is opened or made.
+func checkConsole(where string) error {
 	kind, path, _ := strings.Cut(where, ":")
 	switch {
-	case where == "stdio":
-		return stdioConsole(s, keys), nil
-	case where == "none":
-		return &console{out: io.Discard, close: func() {}}, nil
-	case where == "pty":
-		return ptyConsole()
-	case kind == "file" && path != "":
-		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-		if err != nil {
-			return nil, usagef("-console %s: %w", where, err)
-		}
-		return &console{out: f, close: func() { f.Close() }}, nil
-	case kind == "unix" && path != "":
-		return unixConsole(path)
+	case where == "stdio", where == "none", where == "pty":
+		return nil
+	case (kind == "file" || kind == "unix") && path != "":
+		return nil
 	}
-	return nil, usagef("-console %q: must be stdio, none, pty, file:PATH or unix:PATH", where)
+	return usagef("-console %q: %s", where, consoleForms)
 }
 
-func stdioConsole(s streams, keys func(byte)) *console {
-	c := &console{in: s.in, out: s.out, close: func() {}}
-	if s.in != nil && term.IsTerminal(int(s.in.Fd())) {
-		c.in = &escapeReader{in: s.in, keys: keys}
+// openConsole opens where -console says.
+func openConsole(where string, s streams) (*console, error) {
+	kind, path, _ := strings.Cut(where, ":")
+	switch kind {
+	case "none":
+		return &console{out: &sink{w: io.Discard}, close: func() {}}, nil
+	case "pty":
+		return ptyConsole()
+	case "file":
+		return fileConsole(path)
+	case "unix":
+		return unixConsole(path)
 	}
-	return c
+	in, closeIn := openInput(s.in)
+	return &console{in: in, out: &sink{w: s.out}, close: closeIn}, nil
+}
+
+// fileConsole begins the file anew, or with ",append" goes on at its end.
+func fileConsole(where string) (*console, error) {
+	path, add := strings.CutSuffix(where, ",append")
+	flags := os.O_WRONLY | os.O_CREATE | os.O_TRUNC
+	if add {
+		flags = os.O_WRONLY | os.O_CREATE | os.O_APPEND
+	}
+	f, err := os.OpenFile(path, flags, 0o644)
+	if err != nil {
+		return nil, usagef("-console file:%s: %w", path, plain(err))
+	}
+	return &console{out: &sink{w: f}, close: func() { f.Close() }}, nil
+}
+
+// sink is the console's way out. It remembers the first thing that went wrong
+// and whether the last line was ended.
+type sink struct {
+	w io.Writer
+	// broken is called when nobody reads any more, once.
+	broken func()
+
+	mu   sync.Mutex
+	err  error
+	last byte
+}
+
+func (k *sink) Write(p []byte) (int, error) {
+	n, err := k.w.Write(p)
+	k.mu.Lock()
+	first := err != nil && k.err == nil
+	if first {
+		k.err = err
+	}
+	if n > 0 && n <= len(p) {
+		k.last = p[n-1]
+	}
+	k.mu.Unlock()
+	if first && k.broken != nil && errors.Is(err, unix.EPIPE) {
+		k.broken()
+	}
+	return n, err
+}
+
+// state gives the first error, and whether the last line lacks its end.
+func (k *sink) state() (err error, open bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.err, k.last != 0 && k.last != '\n'
+}
+
+// deadliner is a file of the poller's or a network connection.
+type deadliner interface {
+	io.Writer
+	SetWriteDeadline(time.Time) error
+}
+
+// Patience of a patientWriter.
+const (
+	// stuckAfter is how long a reader may take nothing before what the guest
+	// prints is dropped instead.
+	stuckAfter = 250 * time.Millisecond
+	// stuckTry is how long each attempt takes from then on: long enough for
+	// the poller to try at all.
+	stuckTry = time.Millisecond
+)
+
+// patientWriter drops what nobody reads: a pty that no one has opened must not
+// hold up the guest for ever. What a reader does take is whole and in order.
+type patientWriter struct {
+	w     deadliner
+	stuck bool
+}
+
+// Write always takes all of p.
+func (d *patientWriter) Write(p []byte) (int, error) {
+	patience := stuckAfter
+	if d.stuck {
+		patience = stuckTry
+	}
+	n, err := writePatiently(d.w, p, patience)
+	d.stuck = errors.Is(err, os.ErrDeadlineExceeded)
+	if d.stuck {
+		return len(p), nil
+	}
+	return n, err
+}
+
+// writePatiently writes p as long as some of it goes out every now and then: a
+// slow reader is none that has stopped.
+func writePatiently(w deadliner, p []byte, patience time.Duration) (written int, err error) {
+	for {
+		if err := w.SetWriteDeadline(time.Now().Add(patience)); err != nil {
+			return written, err
+		}
+		n, err := w.Write(p[written:])
+		written += n
+		if n == 0 || err == nil || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return written, err
+		}
+	}
 }
 
 // ptyConsole makes a pseudo-terminal; the guest talks to its other end.
@@ -65,152 +169,35 @@ func ptyConsole() (*console, error) {
 		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
 	}
 	name := fmt.Sprintf("/dev/pts/%d", n)
-	var peer int
+	peer := -1
 	if err == nil {
 		// A pty whose other end nobody holds reads as EIO; holding it ourselves
 		// lets people come and go. Raw, so that the guest's terminal is the only one.
 		peer, err = unix.Open(name, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	}
 	if err == nil {
-		if _, err = term.MakeRaw(peer); err != nil {
-			unix.Close(peer)
-		}
+		err = makeRaw(peer)
 	}
 	if err != nil {
 		unix.Close(fd)
+		if peer >= 0 {
+			unix.Close(peer)
+		}
 		return nil, fmt.Errorf("-console pty: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "/dev/ptmx")
-	return &console{in: f, out: dropWriter{f}, note: "console on " + name, close: func() {
+	return &console{in: f, out: &sink{w: &patientWriter{w: f}}, note: "console on " + name, close: func() {
 		f.Close()
 		unix.Close(peer)
 	}}, nil
 }
 
-// dropWriter loses what cannot be written now: a pty or socket without a
-// reader must not hold up the guest for ever.
-type dropWriter struct{ f *os.File }
-
-func (d dropWriter) Write(p []byte) (int, error) {
-	rc, err := d.f.SyscallConn()
+// makeRaw sets a terminal that is this program's own.
+func makeRaw(fd int) error {
+	t, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	werr := rc.Write(func(fd uintptr) bool {
-		for b := p; len(b) > 0; {
-			n, err := unix.Write(int(fd), b)
-			if n <= 0 || err != nil && !errors.Is(err, unix.EINTR) {
-				break
-			}
-			b = b[n:]
-		}
-		return true
-	})
-	return len(p), werr
-}
-
-// unixConsole listens on a socket; one client at a time is the console.
-func unixConsole(path string) (*console, error) {
-	if st, err := os.Lstat(path); err == nil && st.Mode()&os.ModeSocket != 0 {
-		if c, err := net.Dial("unix", path); err == nil {
-			c.Close()
-			return nil, usagef("-console unix:%s: another program listens there", path)
-		}
-		// Nobody listens: the socket is one that a killed process left behind.
-		_ = os.Remove(path)
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, usagef("-console unix:%s: %w", path, err)
-	}
-	_ = os.Chmod(path, 0o600)
-	u := &socketConsole{l: l, data: make(chan []byte), done: make(chan struct{})}
-	go u.accept()
-	return &console{in: u, out: u, note: "console on " + path, close: u.Close}, nil
-}
-
-// socketConsole hands bytes between the UART and whoever is connected.
-type socketConsole struct {
-	l    net.Listener
-	data chan []byte
-	done chan struct{}
-	once sync.Once
-	rest []byte
-
-	mu   sync.Mutex
-	conn net.Conn
-}
-
-func (u *socketConsole) accept() {
-	for {
-		c, err := u.l.Accept()
-		if err != nil {
-			return
-		}
-		u.mu.Lock()
-		u.conn = c
-		u.mu.Unlock()
-		u.serve(c)
-		u.mu.Lock()
-		u.conn = nil
-		u.mu.Unlock()
-		c.Close()
-	}
-}
-
-func (u *socketConsole) serve(c net.Conn) {
-	for {
-		buf := make([]byte, 512)
-		n, err := c.Read(buf)
-		if n > 0 {
-			select {
-			case u.data <- buf[:n]:
-			case <-u.done:
-				return
-			}
-		}
-		if err != nil {
-			return
-		}
-	}
-}
-
-// Read gives what clients type.
-func (u *socketConsole) Read(p []byte) (int, error) {
-	if len(u.rest) == 0 {
-		select {
-		case u.rest = <-u.data:
-		case <-u.done:
-			return 0, io.EOF
-		}
-	}
-	n := copy(p, u.rest)
-	u.rest = u.rest[n:]
-	return n, nil
-}
-
-// Write sends to the client, if there is one.
-func (u *socketConsole) Write(p []byte) (int, error) {
-	u.mu.Lock()
-	c := u.conn
-	u.mu.Unlock()
-	if c != nil {
-		if _, err := c.Write(p); err != nil {
-			c.Close()
-		}
-	}
-	return len(p), nil
-}
-
-// Close stops listening, hangs up and removes the socket.
-func (u *socketConsole) Close() {
-	u.once.Do(func() {
-		close(u.done)
-		u.l.Close()
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		if u.conn != nil {
-			u.conn.Close()
-		}
-	})
+	raw := rawSettings(*t)
+	return unix.IoctlSetTermios(fd, unix.TCSETS, &raw)
 }

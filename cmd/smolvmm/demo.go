@@ -20,45 +20,39 @@ Usage: smolvmm demo [flags] [MODE]
 
 MODE is "check" (the default: drive every device and say what was found), or
 another of the guest's modes with its options, for example print=1048576, smp,
-exit=7, reboot=cf9, triple, hostile=all, count=100000.
+exit=7, reboot=cf9, triple, hostile=all, count=100000; "help" lists them.
 
   -m, --memory SIZE    RAM (default 64M)
   -c, --cpus N         CPUs, 1 to 32 (default 1)
       --disk FILE[,ro][,overlay]   use this disk instead of a scratch one
-      --cpu TEMPLATE   as for a boot
-      --console WHERE  as for a boot
       --timeout 60s    end the machine after that long
       --timeline       print when each phase of the start was reached
-      --confine MODE   as for a boot
-      --trace          a line on standard error for every exit of the guest
+      --console --cpu --hugepages --confine --trace -v   as for a boot
 `
 
 // demoScratch is the size in bytes of the disk that the guest writes to.
 const demoScratch = 16 << 20
 
-// demo is `smolvmm demo`.
+// demoFlags are the flags of `smolvmm demo`.
+func demoFlags(b *bootFlags, timeline *bool) *pflag.FlagSet {
+	f := pflag.NewFlagSet("demo", pflag.ContinueOnError)
+	b.machine(f, "64M", time.Minute)
+	f.BoolVar(timeline, "timeline", false, "")
+	return f
+}
+
+// builtIn stands for the kernel where there is no file.
+const builtIn = "\x00demo"
+
+// demoRun is `smolvmm demo`.
 func demoRun(args []string, s streams) error {
 	began := time.Now()
 	var b bootFlags
 	var timeline bool
-	f := pflag.NewFlagSet("demo", pflag.ContinueOnError)
-	f.StringVarP(&b.memory, "memory", "m", "64M", "")
-	f.IntVarP(&b.cpus, "cpus", "c", 1, "")
-	f.StringArrayVar(&b.disks, "disk", nil, "")
-	f.StringVar(&b.cpu, "cpu", "host", "")
-	f.StringVar(&b.console, "console", "stdio", "")
-	f.DurationVar(&b.timeout, "timeout", time.Minute, "")
-	f.StringVar(&b.confine, "confine", "enforce", "")
-	f.BoolVar(&timeline, "timeline", false, "")
-	f.BoolVar(&b.trace, "trace", false, "")
-	f.BoolVarP(&b.help, "help", "h", false, "")
-	mode := "check"
-	flags, modes := splitMode(f, args)
-	if len(modes) > 1 {
-		return usagef("demo: %q: one mode at a time", modes)
-	}
-	if len(modes) == 1 {
-		mode = modes[0]
+	f := demoFlags(&b, &timeline)
+	flags, words, err := splitWords(f, args)
+	if err != nil {
+		return err
 	}
 	if _, err := parse(f, flags); err != nil {
 		return err
@@ -67,7 +61,20 @@ func demoRun(args []string, s streams) error {
 		fmt.Fprint(s.out, demoHelp)
 		return nil
 	}
-	b.kernel, b.net = "demo", "none"
+	mode := "check"
+	switch {
+	case len(words) > 1:
+		return usagef("demo: %q: one mode at a time", words)
+	case len(words) == 1 && words[0] == "help":
+		listModes(s)
+		return nil
+	case len(words) == 1:
+		mode = words[0]
+	}
+	if err := checkMode(mode); err != nil {
+		return err
+	}
+	b.kernel, b.net = builtIn, "none"
 	cfg, err := b.config(nil, s)
 	if err != nil {
 		return err
@@ -76,50 +83,90 @@ func demoRun(args []string, s streams) error {
 	cfg.Kernel = vmm.File{Name: "the demo guest", Data: k, Size: k.Size()}
 	cfg.Cmdline = demo.Argument + mode
 	if len(cfg.Disks) == 0 {
-		scratch, err := os.CreateTemp("", "smolvmm-demo-*.img")
+		scratch, err := scratchDisk()
 		if err != nil {
-			return fmt.Errorf("scratch disk: %w", err)
+			return err
 		}
-		// Unlinked at once: whatever happens to this process, nothing stays.
-		if err := errors.Join(os.Remove(scratch.Name()), scratch.Truncate(demoScratch)); err != nil {
-			return fmt.Errorf("scratch disk: %w", err)
-		}
-		cfg.Disks = []vmm.Disk{{File: scratch, Serial: "demo"}}
+		cfg.Disks = []vmm.Disk{scratch}
 	}
 	greeting, err := item("demo", "opt/demo/greeting", []byte("hello from the host"))
 	if err != nil {
 		return err
 	}
 	cfg.Items = append(cfg.Items, greeting)
-	o := runOptions{console: b.console, confine: b.confine, timeout: b.timeout}
+	o := b.options()
 	if timeline {
 		o.after = func(m *vmm.Machine) { printTimeline(s, began, m.Timeline()) }
 	}
 	return runMachine(cfg, o, s)
 }
 
-// splitMode takes the words that are neither flags nor their values out of args.
-func splitMode(f *pflag.FlagSet, args []string) (flags, modes []string) {
-	args = oneDash(f, args)
-	for i := 0; i < len(args); i++ {
-		a := args[i]
-		if !strings.HasPrefix(a, "-") {
-			modes = append(modes, a)
-			flags = append(flags, oneDash(f, args[i+1:])...)
-			break
-		}
-		flags = append(flags, a)
-		name, _, has := strings.Cut(strings.TrimLeft(a, "-"), "=")
-		fl := f.Lookup(name)
-		if fl == nil && len(a) == 2 {
-			fl = f.ShorthandLookup(a[1:])
-		}
-		if fl != nil && fl.NoOptDefVal == "" && !has && i+1 < len(args) {
-			i++
-			flags = append(flags, args[i])
-		}
+// scratchDisk makes a disk that ends with the machine.
+func scratchDisk() (vmm.Disk, error) {
+	f, err := os.CreateTemp("", "smolvmm-demo-*.img")
+	if err != nil {
+		return vmm.Disk{}, fmt.Errorf("scratch disk: %w", err)
 	}
-	return flags, modes
+	// Unlinked at once: whatever happens to this process, nothing stays.
+	if err := errors.Join(os.Remove(f.Name()), f.Truncate(demoScratch)); err != nil {
+		f.Close()
+		return vmm.Disk{}, fmt.Errorf("scratch disk: %w", err)
+	}
+	return vmm.Disk{File: f, Serial: "demo"}, nil
+}
+
+// checkMode refuses a mode that the guest does not have, and one that would be
+// more than one word of its command line.
+func checkMode(mode string) error {
+	name := mode
+	if i := strings.IndexAny(mode, "=,"); i >= 0 {
+		name = mode[:i]
+	}
+	var names []string
+	for _, m := range demo.Modes() {
+		if m.Name == name {
+			if strings.ContainsFunc(mode, func(r rune) bool { return r <= ' ' || r > '~' }) {
+				return usagef("demo %q: a mode and its options have no spaces", mode)
+			}
+			return nil
+		}
+		names = append(names, m.Name)
+	}
+	return usagef("demo: %q is no mode%s: smolvmm demo help lists them", name, didYouMean(name, names, ""))
+}
+
+// listModes is `smolvmm demo help`.
+func listModes(s streams) {
+	for _, m := range demo.Modes() {
+		name := m.Name
+		if m.Value != "" && m.Value[0] != '[' {
+			name += "="
+		}
+		fmt.Fprintf(s.out, "  %-34s %s\n", name+m.Value, m.Summary)
+	}
+}
+
+// splitWords takes the words that are neither flags nor their values out of args.
+func splitWords(f *pflag.FlagSet, args []string) (flags, words []string, err error) {
+	for len(args) > 0 {
+		if args, err = oneDash(f, args); err != nil {
+			return nil, nil, err
+		}
+		if args[0] == "--" || !strings.HasPrefix(args[0], "-") {
+			if args[0] != "--" {
+				words = append(words, args[0])
+			}
+			args = args[1:]
+			continue
+		}
+		n := 1
+		if fl, has := lookup(f, args[0]); fl != nil && fl.NoOptDefVal == "" && !has {
+			n = min(2, len(args))
+		}
+		flags = append(flags, args[:n]...)
+		args = args[n:]
+	}
+	return flags, words, nil
 }
 
 // printTimeline tells how long after the process began each moment was.

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/user"
 	"runtime"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -13,11 +15,37 @@ import (
 	"github.com/smolvmm/smolvmm/vmm"
 )
 
+const doctorHelp = `smolvmm doctor looks at this host and says what is missing for a machine to run,
+and how to mend it. Exit status 0: a machine can run here; 125: it cannot.
+`
+
 // finding is one thing that doctor looked at.
 type finding struct {
 	ok   bool
 	what string
-	mend string // what to do, where it is not ok
+	mend string // what to do about it, if anything
+}
+
+// host is what doctor looks at, injected for tests.
+type host struct {
+	arch     string
+	probe    func(path string) (vmm.HostInfo, error)
+	readFile func(path string) ([]byte, error)
+	exists   func(path string) bool
+	// group names the group that owns /dev/kvm, "" if it gives no access.
+	group  func(path string) string
+	kernel func() (path string, err error)
+}
+
+func thisHost() host {
+	return host{
+		arch: runtime.GOARCH, probe: vmm.ProbeKVM, readFile: os.ReadFile, group: groupOf,
+		exists: func(path string) bool { return unix.Access(path, unix.F_OK) == nil },
+		kernel: func() (string, error) {
+			k, err := kernels.Find("", "")
+			return k.Path, err
+		},
+	}
 }
 
 // doctor is `smolvmm doctor`: exit status 0 if a machine can run here.
@@ -25,87 +53,144 @@ func doctor(args []string, s streams) error {
 	if len(args) > 0 {
 		return usagef("doctor takes no arguments")
 	}
+	return thisHost().report(s)
+}
+
+func (h host) report(s streams) error {
 	bad := 0
-	for _, f := range examine() {
-		mark := "ok  "
-		if !f.ok {
-			mark = "BAD "
+	for _, f := range h.examine() {
+		mark := "ok "
+		switch {
+		case !f.ok:
+			mark = "BAD"
 			bad++
+		case f.mend != "":
+			mark = "-- "
 		}
 		fmt.Fprintln(s.out, mark, f.what)
 		if f.mend != "" {
-			fmt.Fprintln(s.out, "      ", f.mend)
+			fmt.Fprintln(s.out, "    "+f.mend)
 		}
 	}
 	if bad > 0 {
-		return &statusError{status: statusMonitor, err: fmt.Errorf("doctor: %d of these must be mended before a machine can run", bad)}
+		return &statusError{status: statusMonitor, err: fmt.Errorf("doctor: no machine can run here before what is BAD is mended")}
 	}
 	return nil
 }
 
-func examine() []finding {
-	out := []finding{{ok: runtime.GOARCH == "amd64", what: "processor architecture " + runtime.GOARCH, mend: ifNot(runtime.GOARCH == "amd64", "smolvmm runs on x86-64 only")}}
-	out = append(out, kvmFindings()...)
-	k, err := kernels.Find("", "")
-	if err != nil {
-		out = append(out, finding{ok: true, what: "no NetBSD kernel at hand (smolvmm demo needs none)", mend: "smolvmm kernel fetch"})
-	} else {
-		out = append(out, finding{ok: true, what: "NetBSD kernel " + k.Path})
+func (h host) examine() []finding {
+	if h.arch != "amd64" {
+		return []finding{{what: "processor architecture " + h.arch, mend: "smolvmm runs on x86-64 only"}}
+	}
+	out := append([]finding{{ok: true, what: "processor architecture " + h.arch}}, h.kvm()...)
+	out = append(out, h.hugePages())
+	path, err := h.kernel()
+	switch {
+	case err == nil:
+		out = append(out, finding{ok: true, what: "NetBSD kernel " + path})
+	case errors.Is(err, kernels.ErrNotCached):
+		out = append(out, finding{ok: true, what: "no NetBSD kernel fetched yet (smolvmm demo needs none)", mend: "smolvmm kernel fetch"})
+	default:
+		out = append(out, finding{ok: true, what: "no NetBSD kernel can be looked for", mend: oneLine(err.Error())})
 	}
 	return out
 }
 
-func ifNot(ok bool, s string) string {
-	if ok {
-		return ""
-	}
-	return s
-}
+const kvmDevice = "/dev/kvm"
 
-func kvmFindings() []finding {
-	const dev = "/dev/kvm"
-	info, err := vmm.ProbeKVM(dev)
+func (h host) kvm() []finding {
+	info, err := h.probe(kvmDevice)
 	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return []finding{{what: dev + " is not there", mend: missingKVM()}}
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
+		return []finding{h.missingKVM()}
 	case errors.Is(err, os.ErrPermission):
-		return []finding{{what: dev + ": permission denied", mend: "add yourself to its group and log in again: sudo usermod -aG kvm $USER"}}
+		mend := "its owner must grant access: sudo setfacl -m u:$USER:rw " + kvmDevice
+		if g := h.group(kvmDevice); g != "" {
+			mend = "join its group and log in again: sudo usermod -aG " + g + " $USER"
+		}
+		return []finding{{what: kvmDevice + ": permission denied", mend: mend}}
+	case errors.Is(err, unix.EBUSY):
+		return []finding{{what: oneLine(err.Error()), mend: "another hypervisor (VirtualBox, VMware) holds the processor's virtualisation: end its machines"}}
 	case err != nil:
-		return []finding{{what: err.Error(), mend: "is another hypervisor holding the processor's virtualisation? try: sudo dmesg | grep -i kvm"}}
+		return []finding{{what: oneLine(err.Error()), mend: "see what the kernel says of it: sudo dmesg | grep -i kvm"}}
 	}
-	out := []finding{{ok: true, what: dev + " opens, API version 12, " + kvmKind()}}
+	kind, advice := h.kvmKind()
+	out := []finding{{ok: true, what: kvmDevice + ": " + kind, mend: advice}}
 	if len(info.Missing) > 0 {
-		out = append(out, finding{what: "KVM lacks " + strings.Join(info.Missing, ", "), mend: "a newer Linux kernel has them: 4.12 at least"})
+		out = append(out, finding{what: "KVM lacks " + strings.Join(info.Missing, ", "), mend: "boot a newer Linux kernel: 4.12 at least"})
 	}
-	out = append(out, finding{ok: true, what: fmt.Sprintf("TSC at %d kHz, invariant: %v; up to %d vCPUs", info.TSCKHz, info.InvariantTSC, info.MaxVCPUs)})
+	clock := finding{ok: true, what: fmt.Sprintf("TSC at %.3f GHz, invariant; up to %d CPUs a machine", float64(info.TSCKHz)/1e6, info.MaxVCPUs)}
+	if !info.InvariantTSC {
+		clock = finding{ok: true, what: fmt.Sprintf("the host does not keep its time by the TSC; up to %d CPUs a machine", info.MaxVCPUs),
+			mend: "guests take longer to find their clock, and may drift"}
+	}
 	seccomp := finding{ok: info.Seccomp, what: "seccomp filters"}
-	seccomp.mend = ifNot(info.Seccomp, "this kernel has none: run with -confine off")
-	landlock := finding{ok: true, what: fmt.Sprintf("Landlock ABI %d", info.Landlock)}
-	if info.Landlock == 0 {
-		landlock.what, landlock.mend = "no Landlock: seccomp alone confines the monitor", "boot Linux 5.13 or newer with landlock in lsm="
+	if !info.Seccomp {
+		seccomp = finding{what: "this Linux kernel has no seccomp filters", mend: "run machines with -confine off, or a kernel with CONFIG_SECCOMP_FILTER"}
 	}
-	return append(out, seccomp, landlock)
+	landlock := finding{ok: true, what: fmt.Sprintf("Landlock, version %d", info.Landlock)}
+	if info.Landlock == 0 {
+		landlock = finding{ok: true, what: "no Landlock: seccomp alone confines the monitor", mend: "boot Linux 5.13 or newer with landlock in lsm="}
+	}
+	return append(out, clock, seccomp, landlock)
 }
 
 // missingKVM looks for the reason why there is no /dev/kvm.
-func missingKVM() string {
-	cpu, err := os.ReadFile("/proc/cpuinfo")
-	if err == nil && !strings.Contains(string(cpu), " vmx") && !strings.Contains(string(cpu), " svm") {
-		return "the processor shows neither VT-x nor AMD-V: switch it on in the firmware, or allow nested virtualisation if this is a virtual machine"
+func (h host) missingKVM() finding {
+	f := finding{what: kvmDevice + " is not there"}
+	cpu, err := h.readFile("/proc/cpuinfo")
+	has := func(flag string) bool { return strings.Contains(string(cpu), " "+flag+" ") }
+	module := "kvm_intel"
+	if strings.Contains(string(cpu), "AuthenticAMD") || strings.Contains(string(cpu), "HygonGenuine") {
+		module = "kvm_amd"
 	}
-	return "load the module: sudo modprobe kvm_intel (or kvm_amd); in a container, pass the device in: --device /dev/kvm"
+	switch {
+	case err == nil && !has("vmx") && !has("svm"):
+		f.mend = "the processor shows neither VT-x nor AMD-V: switch it on in the firmware, or allow nested virtualisation if this is a virtual machine"
+	case h.exists("/sys/module/" + module):
+		f.mend = "KVM is loaded: in a container, pass the device in (--device " + kvmDevice + "); else sudo modprobe -r " + module + " && sudo modprobe " + module
+	default:
+		f.mend = "load the module: sudo modprobe " + module + "; in a container, pass the device in: --device " + kvmDevice
+	}
+	return f
 }
 
-// kvmKind names the KVM module at work.
-func kvmKind() string {
-	for _, k := range []struct{ module, kind string }{
-		{"kvm_intel", "Intel VT-x"},
-		{"kvm_amd", "AMD-V"},
-		{"kvm_pvm", "kvm_pvm: a software KVM, good for the demo guest but not for full kernels (their ring 0 meets instructions that it cannot emulate)"},
+// kvmKind names the KVM module at work, and what there is to say about it.
+func (h host) kvmKind() (kind, advice string) {
+	for _, k := range []struct{ module, kind, advice string }{
+		{"kvm_intel", "Intel VT-x", ""},
+		{"kvm_amd", "AMD-V", ""},
+		{"kvm_pvm", "a software KVM (kvm_pvm)", "good for smolvmm demo; full kernels meet instructions there that it cannot emulate"},
 	} {
-		if unix.Access("/sys/module/"+k.module, unix.F_OK) == nil {
-			return k.kind
+		if h.exists("/sys/module/" + k.module) {
+			return k.kind, k.advice
 		}
 	}
-	return "kind unknown"
+	return "of a kind not known", ""
+}
+
+// hugePages says what -hugepages could use now.
+func (h host) hugePages() finding {
+	f := finding{ok: true, what: "no 2 MiB pages are reserved: -hugepages cannot be used (nothing else needs them)"}
+	const pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/"
+	if b, err := h.readFile(pool + "free_hugepages"); err == nil {
+		if n := strings.TrimSpace(string(b)); n != "0" {
+			f.what = n + " free 2 MiB pages for -hugepages"
+		}
+	}
+	return f
+}
+
+// groupOf names the group that may read and write a file, "" if none may.
+func groupOf(path string) string {
+	var st unix.Stat_t
+	const groupRW = unix.S_IRGRP | unix.S_IWGRP
+	if unix.Stat(path, &st) != nil || st.Mode&groupRW != groupRW || st.Gid == 0 {
+		return ""
+	}
+	g, err := user.LookupGroupId(strconv.Itoa(int(st.Gid)))
+	if err != nil {
+		return ""
+	}
+	return g.Name
 }

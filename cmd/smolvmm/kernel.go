@@ -2,16 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
-	"golang.org/x/term"
 
 	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/kernels"
 )
@@ -39,11 +37,11 @@ func kernelCommand(args []string, s streams) error {
 			return usagef("kernel list takes no arguments")
 		}
 		return kernelList(s)
-	case "help", "-h", "-help", "--help":
+	case "help":
 		fmt.Fprint(s.out, kernelHelp)
 		return nil
 	}
-	return usagef("kernel %q: fetch or list? (smolvmm kernel --help)", args[0])
+	return usagef("kernel %q: must be fetch or list%s: smolvmm kernel --help says more", args[0], didYouMean(args[0], []string{"fetch", "list"}, ""))
 }
 
 func kernelFetch(args []string, s streams) error {
@@ -52,7 +50,10 @@ func kernelFetch(args []string, s streams) error {
 	f := pflag.NewFlagSet("kernel fetch", pflag.ContinueOnError)
 	f.StringVar(&o.Mirror, "mirror", "", "")
 	f.BoolVarP(&help, "help", "h", false, "")
-	flags, releases := splitMode(f, args)
+	flags, releases, err := splitWords(f, args)
+	if err != nil {
+		return err
+	}
 	if _, err := parse(f, flags); err != nil {
 		return err
 	}
@@ -70,23 +71,36 @@ func kernelFetch(args []string, s streams) error {
 	if len(releases) == 1 {
 		rel = releases[0]
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	defer watchSignals(ctx, cancel, nil, s)()
 	bar := newBar(s.err)
 	o.Progress = bar.update
 	k, err := kernels.Fetch(ctx, rel, o)
 	bar.end()
 	if err != nil {
-		return &statusError{status: 1, err: err}
+		return kernelError(ctx, err)
 	}
 	fmt.Fprintln(s.out, k.Path)
 	return nil
 }
 
+// kernelError gives a failed fetch its exit status.
+func kernelError(ctx context.Context, err error) error {
+	var sig signalError
+	switch {
+	case errors.As(context.Cause(ctx), &sig):
+		return &statusError{status: statusSignal + int(sig.sig), err: err}
+	case errors.Is(err, kernels.ErrRelease), errors.Is(err, kernels.ErrTooOld):
+		return usagef("%w", err)
+	}
+	return err
+}
+
 func kernelList(s streams) error {
 	ks, err := kernels.List("")
 	if err != nil {
-		return &statusError{status: 1, err: err}
+		return err
 	}
 	if len(ks) == 0 {
 		fmt.Fprintln(s.err, "smolvmm: no kernel is cached: smolvmm kernel fetch gets one")
@@ -114,7 +128,10 @@ type bar struct {
 const barEvery = 100 * time.Millisecond
 
 func newBar(w io.Writer) *bar {
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if l, ok := w.(*lineWriter); ok {
+		w = l.w
+	}
+	if f, ok := w.(*os.File); ok && isTerminal(f) {
 		return &bar{w: w}
 	}
 	return &bar{}

@@ -8,14 +8,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
+	"sync/atomic"
 
 	"github.com/smolvmm/smolvmm/vmm"
 )
 
 // Exit statuses. A guest that writes the exit port gives its own instead, 0 to
-// 255; docs/exit-status.md and the README have this table for people.
+// 255; docs/command.md and the README have this table for people.
 const (
 	statusUsage         = 2   // bad flag, file or image: nothing was started
 	statusReboot        = 120 // the guest reset its machine
@@ -32,24 +34,44 @@ type streams struct {
 	in       *os.File
 	out, err io.Writer
 	env      func(string) (string, bool)
+	// raw is true while the terminal is in raw mode.
+	raw *atomic.Bool
+	// exit ends the process at once, when there is no time for an orderly way.
+	exit func(status int)
+	// started is told that the guest is about to run; tests break things then.
+	started func()
 }
 
 func main() {
-	os.Exit(run(os.Args[1:], streams{os.Stdin, os.Stdout, os.Stderr, os.LookupEnv}))
+	if len(os.Args) > 0 && os.Args[0] == keeperName {
+		keeperMain()
+		return
+	}
+	os.Exit(run(os.Args[1:], ownStreams()))
+}
+
+// ownStreams are the real ones.
+func ownStreams() streams {
+	raw := new(atomic.Bool)
+	return streams{
+		in: os.Stdin, out: os.Stdout, err: &lineWriter{w: os.Stderr, raw: raw},
+		env: os.LookupEnv, raw: raw, exit: os.Exit, started: func() {},
+	}
 }
 
 // command is a subcommand; booting a machine is what happens without one.
 type command struct {
-	name, args, short string
-	run               func(args []string, s streams) error
+	name string
+	help string
+	run  func(args []string, s streams) error
 }
 
 func commands() []command {
 	return []command{
-		{"demo", "[MODE]", "boot the built-in test guest and check every device", demoRun},
-		{"kernel", "fetch|list", "download NetBSD kernels, show those at hand", kernelCommand},
-		{"doctor", "", "check this host, and say how to mend it", doctor},
-		{"version", "", "print the version", version},
+		{"demo", demoHelp, demoRun},
+		{"kernel", kernelHelp, kernelCommand},
+		{"doctor", doctorHelp, doctor},
+		{"version", versionHelp, version},
 	}
 }
 
@@ -77,23 +99,64 @@ func run(args []string, s streams) int {
 
 // complain prints an error on one line, whatever it is made of.
 func complain(s streams, err error) {
-	fmt.Fprintln(s.err, "smolvmm: "+strings.Join(strings.Split(strings.TrimSpace(err.Error()), "\n"), "; "))
+	fmt.Fprintln(s.err, "smolvmm: "+oneLine(err.Error()))
+}
+
+// oneLine joins lines and takes out what would steer a terminal: a file name
+// may hold anything.
+func oneLine(text string) string {
+	text = strings.Join(strings.Split(strings.TrimSpace(text), "\n"), "; ")
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7F {
+			return '?'
+		}
+		return r
+	}, text)
 }
 
 func dispatch(args []string, s streams) error {
-	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		for _, c := range commands() {
-			if c.name == args[0] {
-				return c.run(args[1:], s)
+	if len(args) == 0 {
+		fmt.Fprint(s.err, helpText)
+		return &statusError{status: statusUsage}
+	}
+	if strings.HasPrefix(args[0], "-") {
+		return boot(args, s)
+	}
+	if args[0] == "help" {
+		return help(args[1:], s)
+	}
+	names := []string{"help"}
+	for _, c := range commands() {
+		if c.name == args[0] {
+			if len(args) > 1 && isHelp(args[1]) {
+				fmt.Fprint(s.out, c.help)
+				return nil
 			}
+			return c.run(args[1:], s)
 		}
-		if args[0] == "help" {
-			fmt.Fprint(s.out, helpText)
+		names = append(names, c.name)
+	}
+	if st, err := os.Stat(args[0]); err == nil && st.Mode().IsRegular() {
+		return usagef("%q is no command; a kernel is given with -kernel %s", args[0], args[0])
+	}
+	return usagef("%q is no command%s: smolvmm --help shows them", args[0], didYouMean(args[0], names, ""))
+}
+
+func isHelp(a string) bool { return a == "-h" || a == "-help" || a == "--help" }
+
+// help is `smolvmm help [COMMAND]`.
+func help(args []string, s streams) error {
+	if len(args) == 0 {
+		fmt.Fprint(s.out, helpText)
+		return nil
+	}
+	for _, c := range commands() {
+		if len(args) == 1 && c.name == args[0] {
+			fmt.Fprint(s.out, c.help)
 			return nil
 		}
-		return &usageError{fmt.Errorf("%q is no command: smolvmm --help shows them; a kernel is given with -kernel", args[0])}
 	}
-	return boot(args, s)
+	return usagef("help: %q is no command: demo, kernel, doctor and version are", strings.Join(args, " "))
 }
 
 // usageError is the user's to mend.
@@ -104,6 +167,16 @@ func (e *usageError) Unwrap() error { return e.err }
 
 func usagef(format string, args ...any) error {
 	return &usageError{fmt.Errorf(format, args...)}
+}
+
+// plain is a file's error without the path and the system call: the message
+// around it names the file, and people do not call open(2).
+func plain(err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
 }
 
 // statusError ends the program with a status, and with a line if err is set.

@@ -6,6 +6,9 @@ import (
 	"runtime/debug"
 )
 
+const versionHelp = `smolvmm version prints the version, and what it was built with.
+`
+
 // release is set by the linker for a release; a build from a module or a
 // checkout says of itself what Go recorded.
 var release string
@@ -14,13 +17,38 @@ func version(args []string, s streams) error {
 	if len(args) > 0 {
 		return usagef("version takes no arguments")
 	}
-	v := release
-	if info, ok := debug.ReadBuildInfo(); ok && v == "" {
-		v = info.Main.Version
-	}
-	if v == "" {
-		v = "(devel)"
-	}
-	fmt.Fprintf(s.out, "smolvmm %s %s %s/%s\n", v, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	fmt.Fprintf(s.out, "smolvmm %s %s %s/%s\n", versionOf(debug.ReadBuildInfo()), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	return nil
+}
+
+// versionOf is the release, the module's version, or the commit of a checkout.
+func versionOf(info *debug.BuildInfo, ok bool) string {
+	if release != "" || !ok {
+		return orDevel(release)
+	}
+	if v := info.Main.Version; v != "" && v != devel {
+		return v
+	}
+	set := map[string]string{}
+	for _, b := range info.Settings {
+		set[b.Key] = b.Value
+	}
+	v := set["vcs.revision"]
+	if v == "" {
+		return devel
+	}
+	v = v[:min(len(v), 12)]
+	if set["vcs.modified"] == "true" {
+		v += "+changes"
+	}
+	return v
+}
+
+const devel = "(devel)"
+
+func orDevel(v string) string {
+	if v == "" {
+		return devel
+	}
+	return v
 }

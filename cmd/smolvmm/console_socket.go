@@ -1,0 +1,174 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxSocketPath is what sockaddr_un holds besides its NUL (unix(7)), in bytes.
+const maxSocketPath = 107
+
+// hangUpAfter is how long a client may take nothing before it is hung up on.
+const hangUpAfter = time.Second
+
+// unixConsole listens on a socket; one client at a time is the console.
+func unixConsole(path string) (*console, error) {
+	where := "-console unix:" + path
+	if len(path) > maxSocketPath {
+		return nil, usagef("%s: %d bytes: a socket's path has at most %d; use a shorter one", where, len(path), maxSocketPath)
+	}
+	if err := removeStale(path); err != nil {
+		return nil, usagef("%s: %w", where, err)
+	}
+	// Nobody else's from its first moment on: a console may be a root shell.
+	mask := unix.Umask(0o177)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	unix.Umask(mask)
+	if err != nil {
+		var sys *os.SyscallError
+		if errors.As(err, &sys) {
+			err = sys.Err
+		}
+		return nil, usagef("%s: %w", where, err)
+	}
+	u := &socketConsole{l: l, data: make(chan []byte), done: make(chan struct{})}
+	u.ended.Add(1)
+	go u.accept()
+	return &console{in: u, out: &sink{w: u}, note: "console on " + path, job: keeperJob{Socket: path}, close: u.Close}, nil
+}
+
+// removeStale removes a socket that nobody listens on: a killed process left it.
+func removeStale(path string) error {
+	st, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return plain(err)
+	case st.Mode()&os.ModeSocket == 0:
+		return errors.New("something that is no socket has this name; use another")
+	}
+	c, err := net.Dial("unix", path)
+	switch {
+	case err == nil:
+		c.Close()
+		return errors.New("another program listens there; use another name")
+	case errors.Is(err, unix.ECONNREFUSED):
+		return plain(os.Remove(path))
+	}
+	return errors.New("a socket is there that cannot be tried; remove it or use another name")
+}
+
+// socketConsole hands bytes between the UART and whoever is connected. It
+// holds one client's read of 512 bytes and nothing else.
+type socketConsole struct {
+	l     *net.UnixListener
+	data  chan []byte
+	done  chan struct{}
+	once  sync.Once
+	ended sync.WaitGroup
+	rest  []byte
+
+	mu   sync.Mutex
+	conn net.Conn
+}
+
+// accept takes clients one after the other. One that has said all it had to
+// goes on listening until the next comes.
+func (u *socketConsole) accept() {
+	defer u.ended.Done()
+	for {
+		c, err := u.l.Accept()
+		if err != nil {
+			u.attach(nil)
+			return
+		}
+		u.attach(c)
+		u.serve(c)
+	}
+}
+
+// attach makes c the client, and hangs up on the one before.
+func (u *socketConsole) attach(c net.Conn) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.conn != nil {
+		u.conn.Close()
+	}
+	u.conn = c
+	select {
+	case <-u.done:
+		// Close has come between Accept and here.
+		if c != nil {
+			c.Close()
+		}
+	default:
+	}
+}
+
+// serve takes what the client types until it ends.
+func (u *socketConsole) serve(c net.Conn) {
+	for {
+		buf := make([]byte, 512)
+		n, err := c.Read(buf)
+		if n > 0 {
+			select {
+			case u.data <- buf[:n]:
+			case <-u.done:
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// Read gives what clients type.
+func (u *socketConsole) Read(p []byte) (int, error) {
+	if len(u.rest) == 0 {
+		select {
+		case u.rest = <-u.data:
+		case <-u.done:
+			return 0, io.EOF
+		}
+	}
+	n := copy(p, u.rest)
+	u.rest = u.rest[n:]
+	return n, nil
+}
+
+// Write sends to the client, if there is one. A client that takes nothing is
+// hung up on, so that it holds up neither the guest nor the next client.
+func (u *socketConsole) Write(p []byte) (int, error) {
+	u.mu.Lock()
+	c := u.conn
+	u.mu.Unlock()
+	if c != nil {
+		if _, err := writePatiently(c, p, hangUpAfter); err != nil {
+			c.Close()
+		}
+	}
+	return len(p), nil
+}
+
+// Close stops listening and hangs up. The listener removes its socket, where
+// this process is not confined; its keeper does it otherwise.
+func (u *socketConsole) Close() {
+	u.once.Do(func() {
+		close(u.done)
+		u.l.Close()
+		u.mu.Lock()
+		if u.conn != nil {
+			u.conn.Close()
+		}
+		u.mu.Unlock()
+		u.ended.Wait()
+	})
+}

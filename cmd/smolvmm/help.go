@@ -1,0 +1,37 @@
+package main
+
+const helpText = `smolvmm boots a NetBSD kernel in a virtual machine of its own, in milliseconds.
+
+Usage: smolvmm -kernel FILE [-disk FILE]… [flags] [-- COMMAND [ARG]…]
+       smolvmm demo | kernel fetch|list | doctor | version | help [COMMAND]
+
+  -k, --kernel FILE       PVH kernel, ELF or gzip (default: newest fetched one)
+      --disk FILE[,ro][,overlay[=FILE]][,serial=ID]   disk; repeat for ld1 …
+  -m, --memory SIZE       RAM: 256, 256M, 1G (default 256M, at most 64G)
+  -c, --cpus N            CPUs, 1 to 32 (default 1)
+  -a, --append TEXT       kernel arguments (root=ld0a console=com if not given)
+      --initrd FILE       PVH module; repeatable
+      --console WHERE     stdio, none, pty, file:PATH[,append] or unix:PATH
+      --net none|user     network (default none; user is not in this version)
+      --cpu TEMPLATE      host, baseline; take features away: host,-smap,-xsave
+  -e, --env K[=V]         variable for the guest's command; repeatable
+  -E, --file NAME=FILE    file for the guest's command; repeatable
+      --secret NAME[=@FILE]   secret, from the environment or a file
+      --fw_cfg name=opt/…,string=…|file=…   raw item, as in QEMU
+      --timeout 30s       end the machine after that long
+      --hugepages         RAM from the host's reserved 2 MiB pages
+      --confine MODE      seccomp, Landlock: enforce (default), log, trap, off
+      --trace             a line on standard error for every exit of the guest
+  -v, --verbose           say what the monitor does
+  -h, --help | --version  this help | the version
+Long names take one dash or two. In the console: Ctrl-a x quits, Ctrl-a h helps.
+
+Examples:
+  smolvmm demo                              see a machine boot, nothing needed
+  smolvmm kernel fetch                      get NetBSD's own MICROVM kernel
+  smolvmm -kernel netbsd -disk root.img     boot it
+  smolvmm -k netbsd -disk root.img,overlay -m 1G -c 2 -- /bin/sh -c 'exit 3'
+Exit status: the guest's own through its exit port; 2 bad input, 120 reboot,
+121 triple fault, 122 KVM error, 123 Ctrl-a x, 124 timeout, 125 host failure,
+128+N signal N.
+`

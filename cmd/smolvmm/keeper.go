@@ -1,0 +1,133 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The keeper is a second process, this program again, that waits for the
+// monitor to end and then does what the monitor may not have been able to: put
+// the terminal back after a panic, SIGKILL or a death by the jail, and remove
+// the console's socket, which a jailed process may not do. It exists only with
+// a console on a terminal or a socket.
+
+// keeperName is its argv[0].
+const keeperName = "smolvmm-keeper"
+
+// keeperJob is what it has to do when its standard input ends.
+type keeperJob struct {
+	// Raw is how the monitor set the terminal, the keeper's standard error,
+	// and Cooked how it found it. Somebody else's settings are left alone.
+	Raw, Cooked *unix.Termios `json:",omitempty"`
+	// Socket is the absolute path of a socket to remove, if it is still the
+	// one with that inode number.
+	Socket string `json:",omitempty"`
+	Inode  uint64 `json:",omitempty"`
+}
+
+// keeper is the monitor's end of it.
+type keeper struct {
+	alive *os.File // the keeper reads its end of file here
+	done  *os.File // and closes this when its work is done
+}
+
+// startKeeper starts the process. tty is the terminal to put back, or nil.
+func startKeeper(job keeperJob, tty *os.File) (*keeper, error) {
+	if job.Socket != "" {
+		abs, err := filepath.Abs(job.Socket)
+		if err != nil {
+			return nil, err
+		}
+		job.Socket = abs
+		var st unix.Stat_t
+		if err := unix.Lstat(abs, &st); err != nil {
+			return nil, err
+		}
+		job.Inode = st.Ino
+	}
+	task, err := json.Marshal(job)
+	if err != nil {
+		return nil, err
+	}
+	in, alive, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	done, out, err := os.Pipe()
+	if err != nil {
+		alive.Close()
+		return nil, err
+	}
+	defer out.Close()
+	k := &keeper{alive, done}
+	// The pipe holds the task (PIPE_BUF at least) until somebody reads it.
+	if _, err := alive.Write(append(task, '\n')); err != nil {
+		k.drop()
+		return nil, err
+	}
+	// No environment: it may hold a secret. No folder: it may be unmounted.
+	p, err := os.StartProcess("/proc/self/exe", []string{keeperName}, &os.ProcAttr{
+		Dir: "/", Env: []string{}, Files: []*os.File{in, out, tty},
+	})
+	if err != nil {
+		k.drop()
+		return nil, fmt.Errorf("keeper of the terminal: %w", err)
+	}
+	_ = p.Release()
+	return k, nil
+}
+
+func (k *keeper) drop() {
+	k.alive.Close()
+	k.done.Close()
+}
+
+// keeperPatience is how long an ending monitor waits for its keeper.
+const keeperPatience = time.Second
+
+// release lets the keeper do its work and waits for it.
+func (k *keeper) release() {
+	if k == nil {
+		return
+	}
+	k.alive.Close()
+	_ = k.done.SetReadDeadline(time.Now().Add(keeperPatience))
+	_, _ = k.done.Read(make([]byte, 1))
+	k.done.Close()
+}
+
+// keeperMain is the other process.
+func keeperMain() {
+	// What ends the monitor's process group must leave its keeper alive, and a
+	// terminal that has a new foreground must not stop it.
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE,
+		syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU)
+	var job keeperJob
+	d := json.NewDecoder(os.Stdin)
+	if d.Decode(&job) != nil {
+		return
+	}
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	job.do(int(os.Stderr.Fd()))
+}
+
+func (j keeperJob) do(tty int) {
+	if j.Raw != nil && j.Cooked != nil {
+		if now, err := unix.IoctlGetTermios(tty, unix.TCGETS); err == nil && *now == *j.Raw {
+			_ = unix.IoctlSetTermios(tty, unix.TCSETS, j.Cooked)
+		}
+	}
+	var st unix.Stat_t
+	if j.Socket != "" && unix.Lstat(j.Socket, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK && st.Ino == j.Inode {
+		_ = unix.Unlink(j.Socket)
+	}
+}

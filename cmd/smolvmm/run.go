@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/smolvmm/smolvmm/vmm"
+)
+
+// Causes of an end that the user or the host brought about.
+var (
+	errQuit    = errors.New("quit from the console")
+	errTimeout = errors.New("time is up")
+)
+
+// signalError is the cause when a signal ends the machine.
+type signalError struct {
+	sig syscall.Signal
+	why string // besides the signal's name
+}
+
+func (e signalError) Error() string {
+	if e.why != "" {
+		return unix.SignalName(e.sig) + ": " + e.why
+	}
+	return unix.SignalName(e.sig)
+}
+
+// runOptions are what a run takes besides the machine's configuration.
+type runOptions struct {
+	console   string
+	timeout   time.Duration
+	registers bool               // print them when the guest did not end by itself
+	after     func(*vmm.Machine) // called when the guest has ended
+}
+
+// runMachine builds and runs a machine on a console, and gives the process's
+// exit status as an error. The terminal is restored on every way out: here for
+// returns and signals, by the keeper for whatever ends the process otherwise.
+func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
+	defer wipe(cfg.Items)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	con, err := openConsole(o.console, s)
+	if err != nil {
+		return err
+	}
+	defer con.close()
+
+	// A reader that goes away ends the machine, as it ends any filter; for
+	// that, a write must fail instead of ending the process.
+	signal.Ignore(syscall.SIGPIPE)
+	con.out.broken = func() { cancel(signalError{syscall.SIGPIPE, "nobody reads standard output any more"}) }
+
+	var tty *terminal
+	var m *vmm.Machine // set before the guest runs, and so before a key is read
+	if o.console == "stdio" {
+		tty = newTerminal(s.in, s.raw)
+		if tty != nil {
+			con.in = &escapeReader{in: con.in.(*os.File), keys: func(key byte) {
+				switch key {
+				case keyQuit:
+					cancel(errQuit)
+				case keyBreak:
+					m.InjectBreak()
+				case keyHelp:
+					fmt.Fprint(s.out, escapeHelp)
+				}
+			}}
+			con.job.Cooked, con.job.Raw = &tty.cooked, &tty.raw
+		}
+	}
+	stop := watchSignals(ctx, cancel, tty, s)
+	defer stop()
+	if con.job != (keeperJob{}) {
+		k, err := startKeeper(con.job, s.in)
+		if err != nil {
+			cfg.Log.Warn("the terminal or socket will not be put right if this process is killed", "err", err)
+		}
+		defer k.release()
+	}
+	defer tty.restore()
+	if err := tty.enter(); err != nil {
+		return fmt.Errorf("terminal: %w", err)
+	}
+	if con.note != "" {
+		fmt.Fprintln(s.err, "smolvmm: "+con.note)
+	}
+
+	cfg.ConsoleOut = con.out
+	if con.in != nil {
+		cfg.ConsoleIn = con.in
+	}
+	m, err = vmm.New(cfg)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := m.Close(); err != nil {
+			cfg.Log.Warn("closing the machine", "err", err)
+		}
+	}()
+	if o.timeout > 0 {
+		t := time.AfterFunc(o.timeout, func() { cancel(fmt.Errorf("%w after %v", errTimeout, o.timeout)) })
+		defer t.Stop()
+	}
+	s.started()
+	exit, err := m.Run(ctx)
+	tty.restore()
+	if err != nil {
+		return err
+	}
+	if o.after != nil {
+		o.after(m)
+	}
+	cfg.Log.Debug("the guest has ended", "how", exit.String())
+	return o.report(exit, con.out, s)
+}
+
+// report tells of a machine's end and gives the process's status.
+func (o runOptions) report(exit vmm.Exit, out *sink, s streams) error {
+	lost, open := out.state()
+	if f, ok := out.w.(*os.File); open && ok && isTerminal(f) {
+		fmt.Fprintln(s.out) // what follows begins its own line
+	}
+	if lost != nil && !errors.Is(lost, unix.EPIPE) {
+		complain(s, fmt.Errorf("console output was lost: %w", lost))
+	}
+	if o.registers && exit.Registers != "" {
+		fmt.Fprintln(s.err, strings.TrimRight(exit.Registers, "\n"))
+	}
+	return statusOf(exit)
+}
+
+// watchSignals makes signals end the machine, not the process, and a second
+// one the process at once. A stop puts the terminal back, and going on makes it
+// raw again. The function it gives ends it.
+func watchSignals(ctx context.Context, cancel context.CancelCauseFunc, tty *terminal, s streams) (stop func()) {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	if tty != nil {
+		signal.Notify(signals, syscall.SIGTSTP, syscall.SIGCONT)
+	}
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case got := <-signals:
+				switch sig := got.(syscall.Signal); {
+				case sig == syscall.SIGTSTP:
+					tty.leave()
+					stopSelf()
+				case sig == syscall.SIGCONT:
+					_ = tty.enter()
+				case ctx.Err() != nil:
+					tty.restore()
+					complain(s, fmt.Errorf("%v while ending: stopped at once", unix.SignalName(sig)))
+					s.exit(statusSignal + int(sig))
+				default:
+					cancel(signalError{sig: sig})
+				}
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(done)
+	}
+}
+
+// stopSelf stops every thread of this process. tgkill is the one way to signal
+// oneself that the jail leaves.
+func stopSelf() { _ = unix.Tgkill(unix.Getpid(), unix.Gettid(), unix.SIGSTOP) }
+
+// statusOf maps a machine's end to the process's exit status and last words.
+func statusOf(e vmm.Exit) error {
+	var sig signalError
+	end := &statusError{err: errors.New(e.String())}
+	switch e.End {
+	case vmm.EndExit:
+		if e.Status == 0 {
+			return nil
+		}
+		// The status is the guest command's own: it has said what it had to say.
+		return &statusError{status: e.Status}
+	case vmm.EndReboot:
+		end.status = statusReboot
+	case vmm.EndTripleFault:
+		end.status = statusTripleFault
+	case vmm.EndInternalError, vmm.EndEntryFailed:
+		end.status = statusInternalError
+	case vmm.EndStopped:
+		switch {
+		case errors.Is(e.Cause, errQuit):
+			end.status = statusQuit
+		case errors.Is(e.Cause, errTimeout):
+			end.status = statusTimeout
+		case errors.As(e.Cause, &sig):
+			end.status = statusSignal + int(sig.sig)
+		default:
+			end.status = statusMonitor
+		}
+	default:
+		end.status = statusMonitor
+	}
+	return end
+}
