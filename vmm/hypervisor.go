@@ -75,6 +75,7 @@ func (h *hypervisor) populate(cpus int) (err error) {
 		return err
 	}
 	h.host.InvariantTSC = hostTrustsTSC()
+	h.host.Brand = hostBrand()
 	return nil
 }
 
@@ -84,6 +85,21 @@ func (h *hypervisor) populate(cpus int) (err error) {
 func hostTrustsTSC() bool {
 	b, err := os.ReadFile("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 	return err == nil && strings.TrimSpace(string(b)) == "tsc"
+}
+
+// hostBrand is the processor's name. One page of /proc/cpuinfo has it, however
+// many processors the host has.
+func hostBrand() string {
+	f, err := os.Open("/proc/cpuinfo")
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	var page [4096]byte
+	n, _ := f.Read(page[:])
+	_, rest, _ := strings.Cut(string(page[:n]), "model name")
+	line, _, _ := strings.Cut(rest, "\n")
+	return strings.TrimLeft(line, "\t :")
 }
 
 func openSystem(cfg Config) (*kvm.System, error) {

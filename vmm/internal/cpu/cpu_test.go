@@ -139,6 +139,10 @@ func TestBuildHost(t *testing.T) {
 	if e := leaf(t, es, 0x8000_001d, 3); e.EAX>>14&0xfff != 5 {
 		t.Errorf("AMD's L3: %#x", e.EAX)
 	}
+	named := Build(Host{Supported: []kvm.CPUIDEntry{{Function: 0x8000_0002}, {Function: 0x8000_0003}}, Brand: "AMD EPYC 9654 96-Core"}, Template{}, 0, 1)
+	if e := leaf(t, named, 0x8000_0003, 0); e.EAX != 0x432d3639 { // "96-C"
+		t.Errorf("brand %+v", e)
+	}
 	for _, f := range []uint32{0x15, 0x16, 0x1f, 0x8000_0026} {
 		if find(es, f, 0) != nil {
 			t.Errorf("leaf %#x is passed on", f)

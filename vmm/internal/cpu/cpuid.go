@@ -1,6 +1,7 @@
 package cpu
 
 import (
+	"encoding/binary"
 	"math/bits"
 	"slices"
 
@@ -41,6 +42,9 @@ type Host struct {
 	Supported    []kvm.CPUIDEntry // KVM_GET_SUPPORTED_CPUID
 	TSCKHz       uint32
 	InvariantTSC bool // the host's own clock relies on its TSC
+	// Brand is the host processor's name, 48 bytes of ASCII at most. KVM's own
+	// list leaves it empty.
+	Brand string
 }
 
 // Build makes the CPUID leaves of vCPU id out of count.
@@ -58,6 +62,7 @@ func Build(h Host, t Template, id, count int) []kvm.CPUIDEntry {
 			e.Function > leafHypervisor+1 && e.Function < leafHypervisor+0x1000:
 			continue
 		}
+		brand(&e, h.Brand)
 		t.apply(&e)
 		topology(&e, id, count)
 		switch e.Function {
@@ -81,6 +86,19 @@ func Build(h Host, t Template, id, count int) []kvm.CPUIDEntry {
 	}
 	out = append(out, kvm.CPUIDEntry{Function: leafTiming, EAX: h.TSCKHz, EBX: APICBusKHz})
 	return append(out, topologyLeaves(id, count)...)
+}
+
+// brand puts a name into an empty brand string leaf (Intel SDM vol. 2A, CPUID,
+// "Processor Brand String").
+func brand(e *kvm.CPUIDEntry, name string) {
+	if e.Function < leafBrandFirst || e.Function > leafBrandLast || e.EAX|e.EBX|e.ECX|e.EDX != 0 {
+		return
+	}
+	var b [48]byte
+	copy(b[:47], name)
+	for i, r := range []*uint32{&e.EAX, &e.EBX, &e.ECX, &e.EDX} {
+		*r = binary.LittleEndian.Uint32(b[int(e.Function-leafBrandFirst)*16+4*i:])
+	}
 }
 
 // find gives the leaf and sub-leaf in place.

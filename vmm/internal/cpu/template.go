@@ -155,12 +155,8 @@ func (t Template) apply(e *kvm.CPUIDEntry) {
 		case e.Function == leafStructured && e.Index > 0:
 			e.EAX, e.EBX, e.ECX, e.EDX = 0, 0, 0, 0
 		case e.Function >= leafBrandFirst && e.Function <= leafBrandLast:
-			var b [48]byte
-			copy(b[:], baselineBrand)
-			for i, r := range []*uint32{&e.EAX, &e.EBX, &e.ECX, &e.EDX} {
-				o := int(e.Function-leafBrandFirst)*16 + 4*i
-				*r = uint32(b[o]) | uint32(b[o+1])<<8 | uint32(b[o+2])<<16 | uint32(b[o+3])<<24
-			}
+			e.EAX, e.EBX, e.ECX, e.EDX = 0, 0, 0, 0
+			brand(e, baselineBrand)
 		default:
 			if m, ok := baselineBits[e.Function]; ok {
 				e.EAX, e.EBX, e.ECX, e.EDX = e.EAX&m[0], e.EBX&m[1], e.ECX&m[2], e.EDX&m[3]
