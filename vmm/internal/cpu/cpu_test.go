@@ -140,7 +140,7 @@ func TestBuildHost(t *testing.T) {
 		t.Errorf("AMD's L3: %#x", e.EAX)
 	}
 	named := Build(Host{Supported: []kvm.CPUIDEntry{{Function: 0x8000_0002}, {Function: 0x8000_0003}}, Brand: "AMD EPYC 9654 96-Core"}, Template{}, 0, 1)
-	if e := leaf(t, named, 0x8000_0003, 0); e.EAX != 0x432d3639 { // "96-C"
+	if e := leaf(t, named, 0x8000_0003, 0); e.EAX != 0x726f_432d { // "-Cor"
 		t.Errorf("brand %+v", e)
 	}
 	for _, f := range []uint32{0x15, 0x16, 0x1f, 0x8000_0026} {
