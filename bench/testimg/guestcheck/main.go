@@ -98,16 +98,20 @@ func checkCPUs(want int) (string, error) {
 	if want != 0 && n != want {
 		return "", fmt.Errorf("%d, not %d", n, want)
 	}
-	// Each thread counts to the same number; one that gets no processor for
-	// five seconds is stuck.
-	const goal = 20_000
+	// Each thread counts to the same number; one that has not done so after
+	// 20 seconds is stuck. The clock is a system call here, and a slow one
+	// where emulated processors share real ones: it is read now and then.
+	const goal, look = 1_000_000, 50_000
 	counts := make([]int, n)
-	end := time.Now().Add(5 * time.Second)
+	end := time.Now().Add(20 * time.Second)
 	var wg sync.WaitGroup
 	for i := range counts {
 		wg.Go(func() {
 			runtime.LockOSThread()
-			for counts[i] < goal && time.Now().Before(end) {
+			for counts[i] < goal {
+				if counts[i]%look == 0 && time.Now().After(end) {
+					return
+				}
 				counts[i]++
 			}
 		})
