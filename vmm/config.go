@@ -19,6 +19,14 @@ const (
 	MaxCPUs       = 32
 )
 
+// What a guest's RAM can be, in bytes: from MinMemory to MaxMemory, a multiple
+// of MemoryUnit.
+const (
+	MinMemory  = guestmem.MinSize
+	MaxMemory  = guestmem.MaxSize
+	MemoryUnit = guestmem.PageSize
+)
+
 // File is an input that is either opened by its path or handed over open.
 type File struct {
 	// Name is what errors call it; the path if empty.
@@ -140,10 +148,10 @@ func (c Config) withDefaults() (Config, cpu.Template, error) {
 		err = fmt.Errorf("no kernel given")
 	case c.CPUs < 1 || c.CPUs > MaxCPUs:
 		err = fmt.Errorf("%d CPUs: must be between 1 and %d", c.CPUs, MaxCPUs)
-	case c.Memory < guestmem.MinSize || c.Memory > guestmem.MaxSize:
+	case c.Memory < MinMemory || c.Memory > MaxMemory:
 		err = fmt.Errorf("%d bytes of memory: must be between 1 MiB and 64 GiB", c.Memory)
-	case c.Memory%guestmem.PageSize != 0:
-		err = fmt.Errorf("%d bytes of memory: must be a multiple of %d", c.Memory, guestmem.PageSize)
+	case c.Memory%MemoryUnit != 0:
+		err = fmt.Errorf("%d bytes of memory: must be a multiple of %d", c.Memory, MemoryUnit)
 	case len(c.Disks) > maxVirtio:
 		err = fmt.Errorf("%d disks: at most %d", len(c.Disks), maxVirtio)
 	}

@@ -5,7 +5,6 @@ import (
 	"strings"
 
 	"github.com/smolvmm/smolvmm/vmm"
-	"github.com/smolvmm/smolvmm/vmm/guestmem"
 )
 
 // parseSize reads 256, 256M, 1G: mebibytes without a unit, as QEMU's -m has it.
@@ -26,9 +25,9 @@ func parseSize(s string) (uint64, error) {
 	switch {
 	case err != nil:
 		return 0, usagef("-memory %q: give a size like 256, 256M or 1G", s)
-	case v > guestmem.MaxSize>>shift || v<<shift < guestmem.MinSize:
+	case v > vmm.MaxMemory>>shift || v<<shift < vmm.MinMemory:
 		return 0, usagef("-memory %s: must be between 1M and 64G", s)
-	case v<<shift%guestmem.PageSize != 0:
+	case v<<shift%vmm.MemoryUnit != 0:
 		return 0, usagef("-memory %s: must be a multiple of 4K", s)
 	}
 	return v << shift, nil
