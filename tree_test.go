@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -242,5 +243,39 @@ func TestInitDoesNothing(t *testing.T) {
 	}
 	if lines == 0 {
 		t.Fatalf("the runtime told of no initialisation:\n%s", stderr.String())
+	}
+}
+
+// TestDocsNameRealTests: a defence whose proof has been renamed away has none.
+func TestDocsNameRealTests(t *testing.T) {
+	_, files := sources(t)
+	there := map[string]bool{}
+	for name, f := range files {
+		for _, d := range f.Decls {
+			if fn, ok := d.(*ast.FuncDecl); ok && strings.HasSuffix(name, "_test.go") {
+				there[fn.Name.Name] = true
+			}
+		}
+	}
+	pages, err := filepath.Glob("docs/*.md")
+	if err != nil || len(pages) == 0 {
+		t.Fatalf("no docs: %v", err)
+	}
+	named := regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z]\w+`)
+	found := 0
+	for _, page := range append(pages, "README.md") {
+		b, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range named.FindAllString(string(b), -1) {
+			found++
+			if !there[name] {
+				t.Errorf("%s names %s, which is no test", page, name)
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("no page names a test: has the threat model lost its proofs?")
 	}
 }
