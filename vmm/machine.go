@@ -42,7 +42,7 @@ type Machine struct {
 	ports, mmio bus.Bus
 	vcpus       []*cpu.VCPU
 	com1        *uart.UART
-	transports  int
+	pins        []*levelPin // of the virtio transports, by slot
 	disks       []disk.Files
 	// blockDevices: some disk is a block device, whose ioctls a jail must allow.
 	blockDevices bool

@@ -95,12 +95,13 @@ func (m *Machine) addDisk(i int, o Disk) error {
 // addVirtio gives a device the next transport, its pin and its doorbells.
 func (m *Machine) addVirtio(name string, d devices.Virtio, closeDevice func() error) error {
 	m.closers = append(m.closers, closeDevice)
-	slot := m.transports
+	slot := len(m.pins)
 	p, err := newLevelPin(m.vm, virtioPins[slot])
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	m.closers = append(m.closers, p.close)
+	m.pins = append(m.pins, p)
 	t, err := mmio.New(d, m.mem, p.raise)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
@@ -116,7 +117,6 @@ func (m *Machine) addVirtio(name string, d devices.Virtio, closeDevice func() er
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	m.transports++
 	m.keep(name, t)
 	return m.mmio.Add(name, base, mmio.RegionSize, t)
 }
