@@ -197,7 +197,7 @@ func oneDash(f *pflag.FlagSet, args []string) ([]string, error) {
 			switch {
 			case f.Lookup(name) != nil && len(name) > 1:
 				a = "-" + a
-			case mistyped(f, name):
+			case mistyped(f, name), a[1] < 0x80 && f.ShorthandLookup(a[1:2]) == nil:
 				return nil, noFlag(f, name)
 			}
 		}

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/spf13/pflag"
+)
+
+// helpFlag finds the flags that a help text speaks of: "-k, --kernel".
+var helpFlag = regexp.MustCompile(`(?:-(\w), )?--(\w+)`)
+
+// flagsOf lists a set's flags as a help text has them: "-k, --kernel".
+func flagsOf(f *pflag.FlagSet) (out []string) {
+	f.VisitAll(func(fl *pflag.Flag) {
+		name := "--" + fl.Name
+		if fl.Shorthand != "" {
+			name = "-" + fl.Shorthand + ", " + name
+		}
+		out = append(out, name)
+	})
+	slices.Sort(out)
+	return out
+}
+
+// flagsIn lists the flags at the beginnings of a help text's lines.
+func flagsIn(text string) (out []string) {
+	for line := range strings.Lines(text) {
+		if !strings.HasPrefix(line, "  -") && !strings.HasPrefix(line, "      --") {
+			continue
+		}
+		// Several on a line stand before its words.
+		head, _, _ := strings.Cut(line, "   as for")
+		for _, m := range helpFlag.FindAllString(head, -1) {
+			out = append(out, m)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// TestHelpIsTheFlags: the help names every flag, with its shorthand, and none
+// that there is not.
+func TestHelpIsTheFlags(t *testing.T) {
+	var b bootFlags
+	var timeline bool
+	if got, want := flagsIn(helpText), flagsOf(b.set()); !slices.Equal(got, want) {
+		t.Errorf("the help has\n%q, the flags are\n%q", got, want)
+	}
+	// demo's refers to the boot's for most, and names them.
+	for _, name := range flagsOf(demoFlags(&b, &timeline)) {
+		long := name[strings.Index(name, "--"):]
+		if name == "-v, --verbose" {
+			long = " -v "
+		}
+		if name != "-h, --help" && !strings.Contains(demoHelp, long) {
+			t.Errorf("demo's help lacks %s", name)
+		}
+	}
+}
+
+// TestHelpFits: each help text fits a screen, the main one a tall one.
+func TestHelpFits(t *testing.T) {
+	for name, c := range map[string]struct {
+		text  string
+		lines int
+	}{"help": {helpText, 40}, "demo": {demoHelp, 24}, "kernel": {kernelHelp, 24}, "doctor": {doctorHelp, 24}} {
+		if n := strings.Count(c.text, "\n"); n > c.lines {
+			t.Errorf("%s: %d lines", name, n)
+		}
+		for line := range strings.Lines(c.text) {
+			if n := utf8.RuneCountInString(strings.TrimRight(line, "\n")); n > 80 {
+				t.Errorf("%s: %d columns: %s", name, n, line)
+			}
+		}
+	}
+}
+
+// TestHelpExamples: what the help shows as an example is understood.
+func TestHelpExamples(t *testing.T) {
+	_, examples, _ := strings.Cut(helpText, "Examples:\n")
+	n := 0
+	for line := range strings.Lines(examples) {
+		if !strings.HasPrefix(line, "  smolvmm -") {
+			continue
+		}
+		n++
+		words, _, _ := strings.Cut(strings.TrimSpace(line), "   ")
+		var b bootFlags
+		if _, err := parse(b.set(), strings.Fields(words)[1:]); err != nil {
+			t.Errorf("%s: %v", words, err)
+		}
+		for _, d := range b.disks {
+			if _, err := parseDisk(d); err != nil {
+				t.Errorf("%s: %v", words, err)
+			}
+		}
+	}
+	if n < 2 {
+		t.Errorf("%d examples of a boot", n)
+	}
+}
+
+// TestHelpAsked is each way to ask for help: on standard output, status 0.
+func TestHelpAsked(t *testing.T) {
+	for args, want := range map[string]string{
+		"--help": helpText, "-help": helpText, "-h": helpText, "help": helpText, "-k x -h": helpText,
+		"demo --help": demoHelp, "demo -h": demoHelp, "help demo": demoHelp, "demo -c 2 -h": demoHelp,
+		"kernel --help": kernelHelp, "help kernel": kernelHelp, "kernel help": kernelHelp, "kernel fetch -h": kernelHelp,
+		"doctor -h": doctorHelp, "help doctor": doctorHelp, "version -h": versionHelp,
+	} {
+		if r := invoke(t, nil, strings.Fields(args)...); r.status != 0 || r.out != want || r.err != "" {
+			t.Errorf("%s: %+v", args, r)
+		}
+	}
+	if r := invoke(t, nil); r.status != 2 || r.out != "" || r.err != helpText {
+		t.Errorf("no arguments: %+v", r)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	for _, args := range []string{"version", "--version", "-version"} {
+		if r := invoke(t, nil, args); r.status != 0 || !regexp.MustCompile(`^smolvmm \S+ go\S+ linux/amd64\n$`).MatchString(r.out) {
+			t.Errorf("%s: %+v", args, r)
+		}
+	}
+}

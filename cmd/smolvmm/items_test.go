@@ -1,0 +1,149 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// TestItems is the table of what the configuration flags give the guest: names
+// and sizes here; TestTraceHidesItems sees a value reach the guest.
+func TestItems(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "a,b=c")
+	if err := os.WriteFile(file, []byte("12345"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env := map[string]string{"SET": "abc", "EMPTY": ""}
+	twice := strings.ReplaceAll(file, ",", ",,")
+	for _, c := range []struct {
+		b    bootFlags
+		argv []string
+		want []string // "name size"
+		err  string
+	}{
+		{bootFlags{}, nil, nil, ""},
+		{bootFlags{env: []string{"A=1", "B=", "SET", "EMPTY", "C=x=y,z"}}, nil, []string{
+			"opt/smolvmm/env/A 1", "opt/smolvmm/env/B 0", "opt/smolvmm/env/SET 3", "opt/smolvmm/env/EMPTY 0", "opt/smolvmm/env/C 5"}, ""},
+		{bootFlags{files: []string{"etc=" + file}}, nil, []string{"opt/smolvmm/file/etc 5"}, ""},
+		{bootFlags{secrets: []string{"SET", "key=@" + file}}, nil, []string{"opt/smolvmm/secret/SET 3", "opt/smolvmm/secret/key 5"}, ""},
+		{bootFlags{fwcfg: []string{"name=opt/x,string=a,,b", "opt/y,string=", "name=opt/z,file=" + twice}}, nil, []string{"opt/x 3", "opt/y 0", "opt/z 5"}, ""},
+		{bootFlags{}, []string{"/bin/sh", "-c", "exit 3"}, []string{"opt/smolvmm/init.json 34"}, ""},
+
+		{bootFlags{env: []string{"=hush"}}, nil, nil, "-env: a variable needs a name"},
+		{bootFlags{env: []string{"UNSET"}}, nil, nil, "-env UNSET: not set in the environment"},
+		{bootFlags{env: []string{"A=hush", "A=hush2"}}, nil, nil, "opt/smolvmm/env/A is given twice"},
+		{bootFlags{env: []string{longName(50) + "=hush"}}, nil, nil, "longer than 55 bytes"},
+		{bootFlags{files: []string{"x"}}, nil, nil, "must be NAME=FILE"},
+		{bootFlags{files: []string{"x="}}, nil, nil, "must be NAME=FILE"},
+		{bootFlags{files: []string{"x=/no/such"}}, nil, nil, "-file x: /no/such: no such file or directory"},
+		{bootFlags{files: []string{"x=" + dir}}, nil, nil, "is a directory"},
+		{bootFlags{secrets: []string{""}}, nil, nil, "a secret needs a name"},
+		{bootFlags{secrets: []string{"=hush"}}, nil, nil, "a secret needs a name"},
+		{bootFlags{secrets: []string{"K=hush"}}, nil, nil, "-secret K=…: a value on the command line is there for ps to see"},
+		{bootFlags{secrets: []string{"K="}}, nil, nil, "on the command line"},
+		{bootFlags{secrets: []string{"K=@"}}, nil, nil, "no file named"},
+		{bootFlags{secrets: []string{"K=@/no"}}, nil, nil, "-secret K: /no: no such file or directory"},
+		{bootFlags{secrets: []string{"UNSET"}}, nil, nil, "-secret UNSET: not set in the environment"},
+		{bootFlags{fwcfg: []string{"string=hush"}}, nil, nil, "must be name=NAME,string=TEXT"},
+		{bootFlags{fwcfg: []string{"name=opt/x"}}, nil, nil, "must be name=NAME,string=TEXT"},
+		{bootFlags{fwcfg: []string{"name=opt/x,string=hush,file=" + twice}}, nil, nil, "must be name=NAME,string=TEXT"},
+		{bootFlags{fwcfg: []string{"name=opt/x,string=a,hush"}}, nil, nil, "must be name=NAME,string=TEXT"},
+		{bootFlags{fwcfg: []string{"name=opt/x,string=a,string=hush"}}, nil, nil, "must be name=NAME,string=TEXT"},
+		{bootFlags{fwcfg: []string{"name=x,string=hush"}}, nil, nil, `must begin with "opt/"`},
+		{bootFlags{fwcfg: []string{"name=opt/a b,string=hush"}}, nil, nil, "printable"},
+	} {
+		got, err := c.b.items(c.argv, func(k string) (string, bool) { v, ok := env[k]; return v, ok })
+		var have []string
+		for _, it := range got {
+			have = append(have, fmt.Sprint(it.Name(), " ", it.Len()))
+		}
+		if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) || !slices.Equal(have, c.want) {
+			t.Errorf("%+v %q: %q, %v; want %q, %q", c.b, c.argv, have, err, c.want, c.err)
+		}
+		if err != nil && strings.Contains(err.Error(), "hush") {
+			t.Errorf("%+v: the error shows the value: %v", c.b, err)
+		}
+	}
+}
+
+// TestSecretsAreNotShown: a secret is in nothing that anyone but the guest
+// reads: arguments, environment, log, trace, messages.
+func TestSecretsAreNotShown(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	const byEnv, byFile = "swordfish-by-environment", "swordfish-by-file"
+	dir := t.TempDir()
+	file, kernel := filepath.Join(dir, "secret"), demoKernel(t, dir)
+	if err := os.WriteFile(file, []byte(byFile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := smolvmm(t, "-kernel", kernel, "-m", "64", "-append", "demo=spin", "-v", "-trace", "-console", "none",
+		"-secret", "PASSWORD", "-secret", "key=@"+file, "-timeout", "1m")
+	c.Env = append(c.Env, "PASSWORD="+byEnv, "OTHER=stays")
+	r, w := pipe(t)
+	c.Stderr = w
+	errs := newTranscript()
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	errs.from(r)
+	errs.wait(t, "vcpu0 ") // the guest runs
+	for _, name := range []string{"cmdline", "environ"} {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", c.Process.Pid, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(b), "swordfish") {
+			t.Errorf("/proc/PID/%s shows the secret: %q", name, b)
+		}
+		if name == "environ" && !strings.Contains(string(b), "OTHER=stays") {
+			t.Errorf("/proc/PID/environ has lost more than the secret: %q", b)
+		}
+	}
+	if err := c.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Wait()
+	if got := statusOfProcess(c.ProcessState); got != 128+15 {
+		t.Errorf("status %d:\n%s", got, errs)
+	}
+	if strings.Contains(errs.String(), "swordfish") {
+		t.Errorf("standard error shows the secret:\n%s", errs)
+	}
+}
+
+// TestTraceHidesItems: what the guest reads of its configuration is not in the
+// trace, neither as text nor in hexadecimal.
+func TestTraceHidesItems(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	dir := t.TempDir()
+	const value = "SwOrDfIsH"
+	r := finish(t, smolvmm(t, "-kernel", demoKernel(t, dir), "-m", "64", "-append", "demo=check,lax", "-trace",
+		"-fw_cfg", "name=opt/demo/secret,string="+value))
+	if r.status != 0 {
+		t.Fatalf("%+v", r)
+	}
+	mustContain(t, "the console", r.out, "name=opt/demo/secret size=9 text="+value)
+	var reads int
+	for line := range strings.Lines(r.err) {
+		if !strings.Contains(line, "(fw_cfg)") {
+			continue
+		}
+		if strings.Contains(line, " read ") {
+			reads++
+			if !strings.HasSuffix(line, "bytes\n") {
+				t.Errorf("a read with its data: %s", line)
+			}
+		}
+	}
+	if reads == 0 {
+		t.Error("no read of the data port is traced")
+	}
+}
