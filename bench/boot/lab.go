@@ -28,7 +28,7 @@ func runInLab(o *options, dir string, stdout, stderr *os.File) (int, error) {
 	inner := []string{
 		"-bin", labDir, "-n", strconv.Itoa(o.rounds), "-warm", strconv.Itoa(o.warm), "-boots", strconv.Itoa(o.bootRounds),
 		"-m", strconv.Itoa(o.mib), "-only", o.only, "-qemu", filepath.Base(o.qemu), "-append", o.cmdline, "-until", o.until,
-		"-check=" + strconv.FormatBool(o.check),
+		"-check=" + strconv.FormatBool(o.check), "-quiet=" + strconv.FormatBool(o.quiet),
 	}
 	for _, name := range []string{"smolvmm", "floor-go", "floor-c", "gokvm"} {
 		if (programs{dir}).has(name) {

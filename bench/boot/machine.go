@@ -123,3 +123,17 @@ func others(a, b usage) float64 {
 	}
 	return max(0, ((b.all-a.all)-(b.own-a.own))/wall)
 }
+
+// busyMeter gives a function that tells how many processors others have used since it was last called.
+func busyMeter() func() float64 {
+	last, err := readUsage()
+	return func() float64 {
+		now, nerr := readUsage()
+		if err != nil || nerr != nil {
+			return 0
+		}
+		b := others(last, now)
+		last = now
+		return b
+	}
+}

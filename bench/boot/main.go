@@ -42,6 +42,7 @@ type options struct {
 	json         string
 	bin          string
 	lab          bool
+	quiet        bool
 	check        bool
 	timeout      time.Duration
 	extra        []build
@@ -72,6 +73,7 @@ func (o *options) parse(args []string, w io.Writer) error {
 	f.StringVar(&o.json, "json", "", "write every sample and figure to this `file`")
 	f.StringVar(&o.bin, "bin", "", "`folder` of programs built before; the lab's runs use it")
 	f.BoolVar(&o.lab, "lab", false, "run in the lab")
+	f.BoolVar(&o.quiet, "quiet", false, "do a round again when others used the processors meanwhile")
 	f.BoolVar(&o.check, "check", false, "exit with status 3 if a bound is missed")
 	f.DurationVar(&o.timeout, "timeout", 30*time.Minute, "limit for a run in the lab")
 	f.Usage = func() {

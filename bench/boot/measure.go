@@ -31,6 +31,7 @@ type report struct {
 	Commands map[string][]string  `json:"commands"`
 	Samples  map[string][]*sample `json:"samples"`
 
+	quiet  bool // do rounds again when others were busy
 	broken bool // a start of ours failed, or of the floor
 }
 
@@ -46,7 +47,7 @@ func measure(o *options, p programs, notes io.Writer) (*report, error) {
 		return nil, fmt.Errorf("nothing to measure: -only %q names none of the programs", o.only)
 	}
 	r := &report{
-		When: time.Now().UTC(), Host: thisHost(), MiB: o.mib, Absent: absent,
+		quiet: o.quiet, When: time.Now().UTC(), Host: thisHost(), MiB: o.mib, Absent: absent,
 		Commands: map[string][]string{}, Samples: map[string][]*sample{},
 	}
 	r.Host.QEMU = version(o.qemu)
@@ -79,6 +80,9 @@ func measure(o *options, p programs, notes io.Writer) (*report, error) {
 
 // run does one experiment and keeps its samples and the tables of its metrics.
 func (r *report) run(e experiment, subjects []subject, notes io.Writer, metrics ...metric) {
+	if r.quiet {
+		e.busy = busyMeter()
+	}
 	xs := e.run(subjects, notes)
 	for _, x := range xs {
 		r.Samples[e.what+"/"+x.subject.name] = x.samples

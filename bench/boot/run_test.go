@@ -101,6 +101,17 @@ func TestExperiment(t *testing.T) {
 	if a, _ := pairs(g, b, toMark); len(a) != 0 {
 		t.Errorf("%d pairs with a subject that never worked", len(a))
 	}
+	// A machine that is busy in every other round: those rounds are done again, and the figures are as many.
+	calls := 0
+	e.busy = func() float64 { calls++; return float64(calls % 2) }
+	if xs := e.run([]subject{good}, io.Discard); len(xs[0].values(toMark)) != 4 || calls != 10 {
+		t.Errorf("%d figures after %d looks at the machine, want 4 after 10", len(xs[0].values(toMark)), calls)
+	}
+	e.busy = func() float64 { return 9 }
+	if xs := e.run([]subject{bad}, io.Discard); !xs[0].dropped {
+		t.Error("a machine that is never quiet holds up the run for ever")
+	}
+	e.busy = nil
 	for _, must := range []bool{false, true} {
 		var r report
 		r.Samples, r.Commands = map[string][]*sample{}, map[string][]string{}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"strings"
 )
 
 // row is one subject's figures for a metric.
@@ -210,13 +211,17 @@ func warnings(ts []table, gs []goal, busy float64) (out []string) {
 		out = append(out, fmt.Sprintf("others used %.2f of a processor while this measured: the times are too long, and the ratios uncertain", busy))
 	}
 	for _, t := range ts {
+		var wide []string
 		for _, r := range t.Rows {
 			if s := r.Summary; t.Unit == "ms" && s.N > 0 && s.P90-s.P10 > noisySpread*s.Median {
-				out = append(out, fmt.Sprintf("%s, %s: p10 to p90 spans %.0f %% of the median", t.Metric, r.Subject, 100*(s.P90-s.P10)/s.Median))
+				wide = append(wide, fmt.Sprintf("%s %.0f %%", r.Subject, 100*(s.P90-s.P10)/s.Median))
 			}
 			if i := r.QEMU; i != nil && i.Low <= 1 && i.High >= 1 {
 				out = append(out, fmt.Sprintf("%s, %s: no difference from QEMU is shown, the interval %s holds 1", t.Metric, r.Subject, i.cell()))
 			}
+		}
+		if len(wide) > 0 {
+			out = append(out, fmt.Sprintf("%s: p10 to p90 spans much of the median: %s", t.Metric, strings.Join(wide, ", ")))
 		}
 	}
 	for _, g := range gs {
