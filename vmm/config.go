@@ -85,7 +85,8 @@ type Config struct {
 	KVM *os.File
 	// Log takes what the monitor has to say; nil discards it.
 	Log *slog.Logger
-	// Trace takes a line for every exit; nil is silent.
+	// Trace takes a line for every exit, from one goroutine; nil is silent.
+	// Lines are lost, and counted, where it is slower than the guest.
 	Trace io.Writer
 	// Confine gives up what the process does not need any more, before the
 	// guest's first instruction. The zero value leaves the process alone.

@@ -18,6 +18,7 @@ type hypervisor struct {
 	sys   *kvm.System
 	vm    *kvm.VM
 	vcpus []*kvm.VCPU
+	msrs  []uint32 // what a vCPU's state is made of; a confined process cannot ask any more
 	host  cpu.Host
 }
 
@@ -33,16 +34,24 @@ var required = []struct {
 	{kvm.CapGetTSCKHz, "KVM_CAP_GET_TSC_KHZ"},
 }
 
+// missing names the required extensions that a KVM does not have.
+func missing(sys *kvm.System) (names []string) {
+	for _, r := range required {
+		if sys.Check(r.cap) == 0 {
+			names = append(names, r.name)
+		}
+	}
+	return names
+}
+
 // openHypervisor makes an empty VM.
 func openHypervisor(cfg Config) (h *hypervisor, err error) {
 	h = &hypervisor{}
 	if h.sys, err = openSystem(cfg); err != nil {
 		return h, err
 	}
-	for _, r := range required {
-		if h.sys.Check(r.cap) == 0 {
-			return h, fmt.Errorf("/dev/kvm lacks %s: Linux 4.12 or newer is needed", r.name)
-		}
+	if lack := missing(h.sys); len(lack) > 0 {
+		return h, fmt.Errorf("/dev/kvm lacks %s: Linux 4.12 or newer is needed", strings.Join(lack, ", "))
 	}
 	h.vm, err = h.sys.CreateVM()
 	return h, err
@@ -69,6 +78,9 @@ func (h *hypervisor) populate(cpus int) (err error) {
 		h.vcpus = append(h.vcpus, c)
 	}
 	if h.host.Supported, err = h.sys.SupportedCPUID(); err != nil {
+		return err
+	}
+	if h.msrs, err = h.sys.MSRIndices(); err != nil {
 		return err
 	}
 	if h.host.TSCKHz, err = h.vcpus[bootVCPU].TSCKHz(); err != nil {

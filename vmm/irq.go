@@ -39,6 +39,7 @@ func (p *pin) Set(high bool) {
 type levelPin struct {
 	raiseFD int
 	ackFD   *os.File
+	served  chan struct{} // closed when serve has returned; nil: it was never called
 }
 
 func newLevelPin(vm *kvm.VM, gsi uint32) (*levelPin, error) {
@@ -69,26 +70,28 @@ func (p *levelPin) raise() {
 	}
 }
 
-// serve calls resample after each EOI until the pin is closed.
+// serve starts the goroutine that calls resample after each EOI until the pin is
+// closed.
 func (p *levelPin) serve(resample func()) {
-	var buf [8]byte
-	for {
-		if _, err := p.ackFD.Read(buf[:]); err != nil {
-			return
+	p.served = make(chan struct{})
+	go func() {
+		defer close(p.served)
+		var buf [8]byte
+		for {
+			if _, err := p.ackFD.Read(buf[:]); err != nil {
+				return
+			}
+			resample()
 		}
-		resample()
-	}
+	}()
 }
 
-// stop ends serve.
-func (p *levelPin) stop() error { return p.ackFD.Close() }
-
-func (p *levelPin) close() error { return errors.Join(unix.Close(p.raiseFD), closeOnce(p.ackFD)) }
-
-// closeOnce closes a file that may be closed already.
-func closeOnce(f *os.File) error {
-	if err := f.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
-		return err
+// close waits for serve before it gives the eventfd back: a late raise would
+// reach whatever file has its number next.
+func (p *levelPin) close() error {
+	err := p.ackFD.Close()
+	if p.served != nil {
+		<-p.served
 	}
-	return nil
+	return errors.Join(err, unix.Close(p.raiseFD))
 }

@@ -50,13 +50,11 @@ type Machine struct {
 	closers      []func() error // what create opened, in that order
 
 	timeline timeline
-	traceMu  sync.Mutex
 
 	mu      sync.Mutex // the machine's phase
 	phase   phase
 	ran     bool           // Run has been called
 	runs    sync.WaitGroup // Run under way
-	workers sync.WaitGroup // goroutines of the machine's own
 	release func() error   // once
 
 	ended   chan struct{} // closed when exit is set
@@ -143,13 +141,18 @@ func (m *Machine) populate(template cpu.Template) error {
 	if err := m.addDevices(); err != nil {
 		return err
 	}
+	var t *tracer
+	if m.cfg.Trace != nil {
+		t = newTracer(m.cfg.Trace, &m.ports, &m.mmio)
+		m.closers = append(m.closers, t.close)
+	}
 	for i, k := range m.host.vcpus {
 		if err := k.SetCPUID(cpu.Build(m.host.host, template, i, m.cfg.CPUs)); err != nil {
 			return err
 		}
 		v := cpu.New(k, &m.ports, &m.mmio)
-		if m.cfg.Trace != nil {
-			v.Trace = m.trace
+		if t != nil {
+			v.Trace = t.exit
 		}
 		m.vcpus = append(m.vcpus, v)
 	}
@@ -176,6 +179,9 @@ func (m *Machine) enter(r pvh.Regs) error {
 	base, err := k.Sregs()
 	if err != nil {
 		return err
+	}
+	for _, c := range m.host.vcpus {
+		cpu.SetMSRs(c)
 	}
 	regs, sregs := cpu.Entry(base, r)
 	return errors.Join(k.SetSregs(sregs), k.SetRegs(regs))
@@ -313,7 +319,6 @@ func (m *Machine) giveBack() error {
 	for i := len(m.closers) - 1; i >= 0; i-- {
 		errs = append(errs, m.closers[i]())
 	}
-	m.workers.Wait()
 	if m.host != nil {
 		errs = append(errs, m.host.close())
 	}

@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"errors"
+	"os"
 
 	"github.com/smolvmm/smolvmm/vmm/internal/jail"
 	"github.com/smolvmm/smolvmm/vmm/internal/kvm"
@@ -21,20 +22,21 @@ type HostInfo struct {
 // error says that no machine can be made here.
 func ProbeKVM(path string) (HostInfo, error) {
 	var info HostInfo
-	sys, err := kvm.Open(path)
+	dev, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return info, err
 	}
-	defer sys.Close()
-	for _, r := range required {
-		if sys.Check(r.cap) == 0 {
-			info.Missing = append(info.Missing, r.name)
-		}
-	}
-	info.MaxVCPUs = min(sys.Check(kvm.CapMaxVCPUs), MaxCPUs)
+	defer dev.Close()
 	support := jail.Probe()
 	info.Seccomp, info.Landlock = support.Seccomp, support.Landlock
-	h, err := openHypervisor(Config{})
+	h, err := openHypervisor(Config{KVM: dev})
+	if h.sys != nil {
+		info.MaxVCPUs = min(h.sys.Check(kvm.CapMaxVCPUs), MaxCPUs)
+		info.Missing = missing(h.sys)
+	}
+	if len(info.Missing) > 0 {
+		return info, h.close()
+	}
 	if err == nil {
 		err = h.populate(1)
 	}

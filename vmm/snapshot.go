@@ -36,7 +36,9 @@ type DiskFiles struct{ Image, Overlay *os.File }
 func (s *State) Close() error {
 	var errs []error
 	for _, f := range s.files() {
-		errs = append(errs, f.Close())
+		if err := f.Close(); !errors.Is(err, os.ErrClosed) {
+			errs = append(errs, err)
+		}
 	}
 	s.RAM, s.Disks = nil, nil
 	return errors.Join(errs...)
@@ -130,15 +132,6 @@ func (m *Machine) Snapshot() (_ *State, err error) {
 		return nil, errors.New("machine: it is not paused")
 	}
 	s := &State{Memory: m.mem.Size(), Devices: map[string]json.RawMessage{}}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.Close())
-		}
-	}()
-	indices, err := m.host.sys.MSRIndices()
-	if err != nil {
-		return nil, err
-	}
 	// KVM takes in what a device has raised by an irqfd on a thread of its own,
 	// perhaps only now. With the IOAPIC first, an interrupt that it has sent is
 	// in the local APIC that is read later; the other way round, its pin would
@@ -149,7 +142,7 @@ func (m *Machine) Snapshot() (_ *State, err error) {
 		}
 	}
 	for _, k := range m.host.vcpus {
-		c, err := cpu.Save(k, indices)
+		c, err := cpu.Save(k, m.host.msrs)
 		if err != nil {
 			return nil, err
 		}
@@ -168,19 +161,17 @@ func (m *Machine) Snapshot() (_ *State, err error) {
 			return nil, fmt.Errorf("state of %s: %w", d.name, err)
 		}
 	}
+	borrowed := *s
+	borrowed.RAM = m.mem.File()
 	for _, d := range m.disks {
-		var df DiskFiles
 		image, overlay := d.Files()
-		if df.Image, err = duplicate(image); err == nil && overlay != nil {
-			df.Overlay, err = duplicate(overlay)
-		}
-		s.Disks = append(s.Disks, df)
-		if err != nil {
-			return nil, err
-		}
+		borrowed.Disks = append(borrowed.Disks, DiskFiles{image, overlay})
 	}
-	s.RAM, err = duplicate(m.mem.File())
-	return s, err
+	own, err := borrowed.duplicates()
+	if err != nil {
+		return nil, errors.Join(err, own.Close())
+	}
+	return own, nil
 }
 
 // duplicate gives a second descriptor of an open file, in whatever mode of
@@ -200,10 +191,11 @@ func duplicate(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
-// Restore builds a machine from a state and takes its files over. The
-// configuration is the one the state was taken under; its kernel, command line,
-// modules and disk paths are not opened again. The new machine is paused: Run
-// and Resume set it going, in either order.
+// Restore builds a machine from a state and takes its files over; where it fails
+// the state is whole and can be tried again. The configuration is the one the
+// state was taken under; its kernel, command line, modules and disk paths are
+// not opened again. The new machine is paused: Run and Resume set it going, in
+// either order.
 func Restore(cfg Config, s *State) (*Machine, error) {
 	if s.RAM == nil {
 		return nil, errors.New("restore: the state has no RAM, or was restored before")
@@ -211,19 +203,46 @@ func Restore(cfg Config, s *State) (*Machine, error) {
 	if len(s.Disks) != len(cfg.Disks) {
 		return nil, &ConfigError{fmt.Errorf("restore: the state has %d disks, the configuration %d", len(s.Disks), len(cfg.Disks))}
 	}
+	// The machine gets descriptors of its own, and the state keeps its until
+	// the machine stands.
+	own, err := s.duplicates()
+	if err != nil {
+		return nil, errors.Join(err, own.Close())
+	}
 	cfg.Disks = append([]Disk(nil), cfg.Disks...)
-	for i, f := range s.Disks {
+	for i, f := range own.Disks {
 		d := &cfg.Disks[i]
 		if (f.Overlay != nil) != d.Overlay {
-			return nil, &ConfigError{fmt.Errorf("restore: disk %d is an overlay in the state or in the configuration, not in both", i)}
+			err := fmt.Errorf("restore: disk %d is an overlay in the state or in the configuration, not in both", i)
+			return nil, errors.Join(&ConfigError{err}, own.Close())
 		}
 		d.File, d.OverlayFile, d.OverlayPath = f.Image, f.Overlay, ""
 	}
-	m, err := create(cfg, s)
-	if err == nil {
-		s.Disks = nil // the machine's now
+	m, err := create(cfg, own)
+	if err != nil {
+		return nil, errors.Join(err, own.Close())
 	}
-	return m, err
+	return m, s.Close()
+}
+
+// duplicates gives a copy of the state with descriptors of its own.
+func (s *State) duplicates() (*State, error) {
+	own := *s
+	own.RAM, own.Disks = nil, nil
+	for _, d := range s.Disks {
+		var df DiskFiles
+		var err error
+		if df.Image, err = duplicate(d.Image); err == nil && d.Overlay != nil {
+			df.Overlay, err = duplicate(d.Overlay)
+		}
+		own.Disks = append(own.Disks, df)
+		if err != nil {
+			return &own, err
+		}
+	}
+	var err error
+	own.RAM, err = duplicate(s.RAM)
+	return &own, err
 }
 
 // restore fills a machine made by create.

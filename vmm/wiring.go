@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/smolvmm/smolvmm/devices"
@@ -62,7 +60,7 @@ func (m *Machine) addDevices() error {
 func (m *Machine) portEvent(e ports.Event) {
 	switch e.Kind {
 	case ports.Milestone:
-		m.timeline.add("mark "+strconv.Itoa(int(e.Status)), time.Now())
+		m.timeline.mark(e.Status, time.Now())
 	case ports.ExitPort:
 		m.end(Exit{End: EndExit, Status: int(e.Status)})
 	default:
@@ -107,7 +105,7 @@ func (m *Machine) addVirtio(name string, d devices.Virtio, closeDevice func() er
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	m.closers = append(m.closers, t.Close)
-	m.workers.Go(func() { p.serve(t.Resample) })
+	p.serve(t.Resample)
 	base := uint64(mmioBase + slot*mmioStride)
 	for q := range t.Queues() {
 		if err := m.vm.AddIOEventFD(kvm.IOEventFD{
@@ -119,29 +117,4 @@ func (m *Machine) addVirtio(name string, d devices.Virtio, closeDevice func() er
 	}
 	m.keep(name, t)
 	return m.mmio.Add(name, base, mmio.RegionSize, t)
-}
-
-// trace writes a line for an exit. Exits of several vCPUs come at once.
-func (m *Machine) trace(vcpu int, reason kvm.ExitReason, addr uint64, data []byte, write bool) {
-	var b strings.Builder
-	b.Grow(80)
-	dir, space := "read", &m.ports
-	if write {
-		dir = "write"
-	}
-	if reason == kvm.ExitMMIO {
-		space = &m.mmio
-	}
-	name := "nobody"
-	if r := space.Find(addr, 1); r != nil {
-		name = r.Name
-	}
-	fmt.Fprintf(&b, "vcpu%d %v %s %#x (%s) %d bytes", vcpu, reason, dir, addr, name, len(data))
-	if write {
-		fmt.Fprintf(&b, " % x", data[:min(len(data), 16)])
-	}
-	b.WriteByte('\n')
-	m.traceMu.Lock()
-	defer m.traceMu.Unlock()
-	_, _ = m.cfg.Trace.Write([]byte(b.String()))
 }

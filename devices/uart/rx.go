@@ -71,7 +71,7 @@ func (u *UART) Input(p []byte) int {
 func (u *UART) InjectBreak() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.closed || len(u.host.held) >= heldMax {
+	if u.closed || len(u.host.held) >= inChunk {
 		return false
 	}
 	u.host.held = append(u.host.held, rxChar(lsrBI)<<8)

@@ -151,7 +151,13 @@ func FromFile(f *os.File, size uint64) (*Memory, error) {
 	if uint64(st.Size()) < size {
 		return nil, fmt.Errorf("guest RAM: file holds %d bytes, %d wanted", st.Size(), size)
 	}
-	b, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_NORESERVE)
+	flags := unix.MAP_SHARED
+	if !onHugePages(f) {
+		// Huge pages are reserved here and now: one that is missing later
+		// would be a SIGBUS in the middle of a guest's life.
+		flags |= unix.MAP_NORESERVE
+	}
+	b, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, flags)
 	if err != nil {
 		return nil, fmt.Errorf("guest RAM: mmap of %d bytes: %w", size, err)
 	}
@@ -162,6 +168,12 @@ func FromFile(f *os.File, size uint64) (*Memory, error) {
 		m.maps = append(m.maps, b[r.Offset:r.Offset+r.Size:r.Offset+r.Size])
 	}
 	return m, nil
+}
+
+// onHugePages says whether f lies on hugetlbfs, as a memfd with MFD_HUGETLB does.
+func onHugePages(f *os.File) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(int(f.Fd()), &st) == nil && st.Type == unix.HUGETLBFS_MAGIC
 }
 
 // Close unmaps the memory and closes its file. No slice taken from it may be

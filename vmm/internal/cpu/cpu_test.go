@@ -67,7 +67,7 @@ func hostLeaves() []kvm.CPUIDEntry {
 	full := ^uint32(0)
 	return []kvm.CPUIDEntry{
 		{Function: 0, EAX: 0x16},
-		{Function: 1, EAX: 0x806f8, EBX: 0xff10_0800, ECX: 0x7ffa_3203 | 1<<28 | 1<<12 | 1<<29, EDX: 0x0f8b_fbff},
+		{Function: 1, EAX: 0x806f8, EBX: 0xff10_0800, ECX: 0x7ffa_3203 | 1<<5 | 1<<28 | 1<<12 | 1<<29, EDX: 0x0f8b_fbff},
 		{Function: 4, Index: 0, Flags: kvm.CPUIDSignificantIndex, EAX: 0xfc00_4121},
 		{Function: 4, Index: 3, Flags: kvm.CPUIDSignificantIndex, EAX: 0xfc1f_c163},
 		{Function: 4, Index: 4, Flags: kvm.CPUIDSignificantIndex},
@@ -120,6 +120,9 @@ func TestBuildHost(t *testing.T) {
 	}
 	if e := leaf(t, es, 1, 0); e.EBX != 0x0306_0800 || e.ECX>>31 != 1 || e.EDX>>28&1 != 1 {
 		t.Errorf("leaf 1 %+v", e)
+	}
+	if v, s := leaf(t, es, 1, 0).ECX>>5&1, leaf(t, es, 0x8000_0001, 0).ECX>>2&1; v|s != 0 {
+		t.Errorf("the guest may run guests: vmx %d, svm %d", v, s)
 	}
 	if e := leaf(t, es, 4, 0); e.EAX>>26 != 5 || e.EAX>>14&0xfff != 0 {
 		t.Errorf("L1: %#x", e.EAX)

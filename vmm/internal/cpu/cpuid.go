@@ -27,6 +27,7 @@ const (
 	leafExtended   = 0x8000_0001
 	leafPower      = 0x8000_0007
 	leafSizes      = 0x8000_0008
+	leafSVM        = 0x8000_000A
 	leafAMDCache   = 0x8000_001D
 	leafAMDTopo    = 0x8000_001E
 	leafAMDTopoV2  = 0x8000_0026
@@ -36,6 +37,14 @@ const (
 
 // invariantTSC is bit 8 of leaf 0x80000007's EDX (Intel SDM vol. 3B §18.17.1).
 const invariantTSC = 1 << 8
+
+// A guest never gets virtualisation of its own: nested KVM would be the largest
+// piece of the host's kernel within its reach, and has state that no vCPU state
+// here carries. Bit 5 of leaf 1's ECX, bit 2 of leaf 0x80000001's.
+const (
+	vmx = 1 << 5
+	svm = 1 << 2
+)
 
 // Host is what one host and its KVM offer every vCPU of a machine.
 type Host struct {
@@ -59,7 +68,8 @@ func Build(h Host, t Template, id, count int) []kvm.CPUIDEntry {
 		switch {
 		case e.Function == leafTSC, e.Function == leafFrequency,
 			e.Function == leafTopology, e.Function == leafTopologyV2, e.Function == leafAMDTopoV2,
-			e.Function > leafHypervisor+1 && e.Function < leafHypervisor+0x1000:
+			e.Function > leafHypervisor+1 && e.Function < leafHypervisor+0x1000,
+			e.Function == leafSVM:
 			continue
 		}
 		brand(&e, h.Brand)
@@ -68,6 +78,9 @@ func Build(h Host, t Template, id, count int) []kvm.CPUIDEntry {
 		switch e.Function {
 		case leafFeatures:
 			e.ECX |= 1 << 31 // running under a hypervisor
+			e.ECX &^= vmx
+		case leafExtended:
+			e.ECX &^= svm
 		case leafHypervisor:
 			e.EAX = leafTiming
 			e.EBX, e.ECX, e.EDX = 0x4b4d564b, 0x564b4d56, 0x0000004d // "KVMKVMKVM\0\0\0"

@@ -58,6 +58,25 @@ func bit(b bool) uint8 {
 	return 0
 }
 
+// What firmware would have left in two MSRs (Intel SDM vol. 4): memory is
+// write-back wherever no MTRR says otherwise, and string instructions are fast.
+// Without them Linux takes its caches for disabled and drops REP MOVSB.
+const (
+	msrMiscEnable  = 0x1a0
+	miscFastString = 1 << 0
+	msrMTRRDefType = 0x2ff
+	mtrrEnabledWB  = 1<<11 | 6
+)
+
+// SetMSRs puts them into a fresh vCPU. A KVM without one of them (AMD has no
+// MISC_ENABLE) refuses it, and the guest is none the worse.
+func SetMSRs(c *kvm.VCPU) {
+	_ = c.SetMSRs([]kvm.MSREntry{{Index: msrMTRRDefType, Data: mtrrEnabledWB}})
+	if old, err := c.MSRs([]uint32{msrMiscEnable}); err == nil && len(old) == 1 {
+		_ = c.SetMSRs([]kvm.MSREntry{{Index: msrMiscEnable, Data: old[0].Data | miscFastString}})
+	}
+}
+
 // CheckEntry holds a state against the checks that VT-x makes of guest state on
 // VM entry (Intel SDM vol. 3C §27.3.1). AMD's SVM and software KVMs let most of
 // these pass, so a state that only ever ran there proves nothing.

@@ -144,6 +144,19 @@ var baselineBits = map[uint32][4]uint32{
 		0x1f8bfbff},
 	leafStructured: {0, 1<<7 | 1<<9, 0, 0}, // SMEP, ERMS
 	leafExtended:   {^uint32(0), 0, 1 << 0, 1<<11 | 1<<20 | 1<<27 | 1<<29},
+	leafSizes:      {^uint32(0), 0, ^uint32(0), 0},
+	// KVM's own: kvmclock in both forms, no I/O delay, a stable clock
+	// (Documentation/virt/kvm/x86/cpuid.rst).
+	leafHypervisor + 1: {1<<0 | 1<<1 | 1<<3 | 1<<24, 0, 0, 0},
+}
+
+// baselineLeaves are the leaves that baseline keeps besides those above: what
+// names the processor, its caches and topology, and the hypervisor. All others
+// read as zero, so that no host's extras show.
+var baselineLeaves = map[uint32]bool{
+	0: true, leafCache: true, leafHypervisor: true, leafXSave: true,
+	0x8000_0000: true, leafBrandFirst: true, leafBrandFirst + 1: true, leafBrandLast: true,
+	leafPower: true, leafAMDCache: true, leafAMDTopo: true,
 }
 
 // baselineBrand names the CPU the same on every host (48 bytes, NUL-padded).
@@ -158,7 +171,7 @@ func (t Template) apply(e *kvm.CPUIDEntry) {
 			e.EAX, e.EBX, e.ECX, e.EDX = 0, 0, 0, 0
 			brand(e, baselineBrand)
 		default:
-			if m, ok := baselineBits[e.Function]; ok {
+			if m := baselineBits[e.Function]; !baselineLeaves[e.Function] {
 				e.EAX, e.EBX, e.ECX, e.EDX = e.EAX&m[0], e.EBX&m[1], e.ECX&m[2], e.EDX&m[3]
 			}
 		}

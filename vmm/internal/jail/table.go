@@ -161,8 +161,8 @@ func runtimeRules(pid int) []rule {
 		{nr: unix.SYS_WRITEV, why: "package net's buffers"},
 		{nr: unix.SYS_PREAD64, why: "the runtime re-reads its cgroup's CPU limit from a file that is open; disks"},
 		{nr: unix.SYS_CLOSE, why: "descriptors are given back"},
-		{nr: unix.SYS_FCNTL, why: "package os asks for and sets O_NONBLOCK", when: []match{
-			{{arg: 1, op: opEq, val: unix.F_GETFL}}, {{arg: 1, op: opEq, val: unix.F_SETFL}}}},
+		{nr: unix.SYS_FCNTL, why: "package os asks for and sets O_NONBLOCK; a snapshot keeps files that are open", when: []match{
+			{{arg: 1, op: opEq, val: unix.F_GETFL}}, {{arg: 1, op: opEq, val: unix.F_SETFL}}, {{arg: 1, op: opEq, val: unix.F_DUPFD_CLOEXEC}}}},
 		{nr: unix.SYS_EPOLL_CTL, why: "the network poller, whose epoll instance is there already"},
 		{nr: unix.SYS_EPOLL_PWAIT, why: "the network poller waits"},
 

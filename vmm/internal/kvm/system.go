@@ -158,7 +158,8 @@ func (v *VM) EnableCap(c Cap, args ...uint64) error {
 // IRQChip reads interrupt controller id (0, 1: PIC, 2: IOAPIC).
 func (v *VM) IRQChip(id uint32) (IRQChip, error) {
 	c := IRQChip{ChipID: id}
-	return c, set(v.fd, "KVM_GET_IRQCHIP", getIRQChip, &c)
+	err := set(v.fd, "KVM_GET_IRQCHIP", getIRQChip, &c)
+	return c, err
 }
 
 // SetIRQChip writes an interrupt controller's state.
