@@ -20,6 +20,8 @@ type console struct {
 	note string
 	// job is what a keeper has to do when this process has ended.
 	job keeperJob
+	// kept is told that a keeper will do the job.
+	kept func()
 	// close ends a blocked Read and gives everything back.
 	close func()
 }

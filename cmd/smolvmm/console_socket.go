@@ -40,7 +40,12 @@ func unixConsole(path string) (*console, error) {
 	u := &socketConsole{l: l, data: make(chan []byte), done: make(chan struct{})}
 	u.ended.Add(1)
 	go u.accept()
-	return &console{in: u, out: &sink{w: u}, note: "console on " + path, job: keeperJob{Socket: path}, close: u.Close}, nil
+	return &console{
+		in: u, out: &sink{w: u}, note: "console on " + path, close: u.Close,
+		job: keeperJob{Socket: path},
+		// A confined process must not even try.
+		kept: func() { l.SetUnlinkOnClose(false) },
+	}, nil
 }
 
 // removeStale removes a socket that nobody listens on: a killed process left it.
@@ -79,15 +84,26 @@ type socketConsole struct {
 	conn net.Conn
 }
 
+// acceptPause is how long a listener that failed is left alone.
+const acceptPause = 100 * time.Millisecond
+
 // accept takes clients one after the other. One that has said all it had to
 // goes on listening until the next comes.
 func (u *socketConsole) accept() {
 	defer u.ended.Done()
 	for {
 		c, err := u.l.Accept()
-		if err != nil {
+		switch {
+		case errors.Is(err, net.ErrClosed):
 			u.attach(nil)
 			return
+		case err != nil:
+			// Out of descriptors, say: it may pass, and asking at once would spin.
+			select {
+			case <-time.After(acceptPause):
+			case <-u.done:
+			}
+			continue
 		}
 		u.attach(c)
 		u.serve(c)
@@ -158,8 +174,8 @@ func (u *socketConsole) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close stops listening and hangs up. The listener removes its socket, where
-// this process is not confined; its keeper does it otherwise.
+// Close stops listening and hangs up. The listener removes its socket, unless
+// a keeper does.
 func (u *socketConsole) Close() {
 	u.once.Do(func() {
 		close(u.done)

@@ -94,13 +94,13 @@ func kernelError(ctx context.Context, err error) error {
 	case errors.Is(err, kernels.ErrRelease), errors.Is(err, kernels.ErrTooOld):
 		return usagef("%w", err)
 	}
-	return err
+	return &statusError{status: statusFailed, err: err}
 }
 
 func kernelList(s streams) error {
 	ks, err := kernels.List("")
 	if err != nil {
-		return err
+		return &statusError{status: statusFailed, err: err}
 	}
 	if len(ks) == 0 {
 		fmt.Fprintln(s.err, "smolvmm: no kernel is cached: smolvmm kernel fetch gets one")

@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync/atomic"
+	"unicode"
 
 	"github.com/smolvmm/smolvmm/vmm"
 )
@@ -19,6 +20,7 @@ import (
 // Exit statuses. A guest that writes the exit port gives its own instead, 0 to
 // 255; docs/command.md and the README have this table for people.
 const (
+	statusFailed        = 1   // a kernel could not be fetched or listed
 	statusUsage         = 2   // bad flag, file or image: nothing was started
 	statusReboot        = 120 // the guest reset its machine
 	statusTripleFault   = 121
@@ -55,7 +57,7 @@ func ownStreams() streams {
 	raw := new(atomic.Bool)
 	return streams{
 		in: os.Stdin, out: os.Stdout, err: &lineWriter{w: os.Stderr, raw: raw},
-		env: os.LookupEnv, raw: raw, exit: os.Exit, started: func() {},
+		env: os.LookupEnv, raw: raw, exit: os.Exit, started: closeInherited,
 	}
 }
 
@@ -107,7 +109,7 @@ func complain(s streams, err error) {
 func oneLine(text string) string {
 	text = strings.Join(strings.Split(strings.TrimSpace(text), "\n"), "; ")
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7F {
+		if unicode.IsControl(r) {
 			return '?'
 		}
 		return r

@@ -82,8 +82,11 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 	defer stop()
 	if con.job != (keeperJob{}) {
 		k, err := startKeeper(con.job, s.in)
-		if err != nil {
+		switch {
+		case err != nil:
 			cfg.Log.Warn("the terminal or socket will not be put right if this process is killed", "err", err)
+		case con.kept != nil:
+			con.kept()
 		}
 		defer k.release()
 	}
@@ -104,8 +107,11 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 		return err
 	}
 	defer func() {
-		if err := m.Close(); err != nil {
-			cfg.Log.Warn("closing the machine", "err", err)
+		// What Close could not write is lost, whatever the guest believes.
+		if cerr := m.Close(); cerr != nil && err == nil {
+			err = fmt.Errorf("closing the machine: %w", cerr)
+		} else if cerr != nil {
+			cfg.Log.Warn("closing the machine", "err", cerr)
 		}
 	}()
 	if o.timeout > 0 {
@@ -140,12 +146,20 @@ func (o runOptions) report(exit vmm.Exit, out *sink, s streams) error {
 	return statusOf(exit)
 }
 
+// lastWords is how long a process that was told to stop at once may talk.
+const lastWords = 250 * time.Millisecond
+
 // watchSignals makes signals end the machine, not the process, and a second
 // one the process at once. A stop puts the terminal back, and going on makes it
 // raw again. The function it gives ends it.
 func watchSignals(ctx context.Context, cancel context.CancelCauseFunc, tty *terminal, s streams) (stop func()) {
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
+		// What nohup or a shell's & has made us ignore stays ignored.
+		if !signal.Ignored(sig) {
+			signal.Notify(signals, sig)
+		}
+	}
 	if tty != nil {
 		signal.Notify(signals, syscall.SIGTSTP, syscall.SIGCONT)
 	}
@@ -162,6 +176,8 @@ func watchSignals(ctx context.Context, cancel context.CancelCauseFunc, tty *term
 					_ = tty.enter()
 				case ctx.Err() != nil:
 					tty.restore()
+					// Nobody may be reading what we have to say.
+					time.AfterFunc(lastWords, func() { s.exit(statusSignal + int(sig)) })
 					complain(s, fmt.Errorf("%v while ending: stopped at once", unix.SignalName(sig)))
 					s.exit(statusSignal + int(sig))
 				default:
