@@ -36,13 +36,14 @@ type place struct {
 // and gives its console and exit status.
 func (p place) boot(t *testing.T, image string, files map[string]string, env []string, args ...string) (string, int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	var argv []string
 	place := func(file string) string { return file }
 	if p.lab != "" {
 		place = func(file string) string { return "/t/" + filepath.Base(file) }
-		argv = []string{p.lab, "-timeout", "3m", "-file", p.kernel + ":" + place(p.kernel), "-file", image + ":" + place(image), "-out", place(image) + ":" + image}
+		// A processor for each of the guest's: they wait for each other in loops.
+		argv = []string{p.lab, "-timeout", "5m", "-cpus", "4", "-file", p.kernel + ":" + place(p.kernel), "-file", image + ":" + place(image), "-out", place(image) + ":" + image}
 		for _, f := range files {
 			argv = append(argv, "-file", f+":"+place(f))
 		}
@@ -108,7 +109,7 @@ func TestNetBSD(t *testing.T) {
 	}{
 		{"1 CPU", 1, 0, []string{"-file", "/run/smolvmm/files/note=a note"},
 			[]string{"environment: GREETING=hello world", "file: /run/smolvmm/files/note"}},
-		{"4 CPUs", 4, 7, []string{"-file", "/run/secrets/TOKEN=s3cret", "-size", "8"},
+		{"4 CPUs", 4, 7, []string{"-file", "/run/secrets/TOKEN=s3cret", "-size", "2"},
 			[]string{"environment: GREETING=hello world", "file: /run/secrets/TOKEN, mode -r--------"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

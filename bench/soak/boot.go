@@ -40,7 +40,7 @@ func (o *options) plan(n int, dir string) plan {
 	b := plan{n: n, cpus: o.cpus[n%len(o.cpus)], disk: o.disk, tmp: filepath.Join(dir, "tmp")}
 	if o.guest == guestNetBSD {
 		b.status = n / len(o.cpus) % 2 * 7
-		b.argv = []string{"guestcheck", "-cpus", strconv.Itoa(b.cpus), "-status", strconv.Itoa(b.status)}
+		b.argv = []string{"guestcheck", "-size", "1", "-cpus", strconv.Itoa(b.cpus), "-status", strconv.Itoa(b.status)}
 	}
 	return b
 }

@@ -79,7 +79,7 @@ func (o *options) flags(w io.Writer) *flag.FlagSet {
 	f.Var(&o.cpus, "cpus", "`numbers` of CPUs that boots take in turn (default 1,2 for demo, 1,4 for netbsd)")
 	f.StringVar(&o.mode, "mode", "check", "what the demo guest does")
 	f.StringVar(&o.command, "command", "", "boot by this smolvmm `program` instead of in this process; build makes one")
-	f.DurationVar(&o.timeout, "timeout", 2*time.Minute, "the most that one boot may take")
+	f.DurationVar(&o.timeout, "timeout", 5*time.Minute, "the most that one boot may take")
 	f.BoolVar(&o.lab, "lab", false, "boot in labs, also where this KVM would do")
 	f.IntVar(&o.perLab, "per-lab", 5, "`boots` in each lab")
 	f.StringVar(&o.kernel, "kernel", "", "NetBSD kernel `file` (default: the newest in the cache)")
