@@ -111,6 +111,7 @@ func keeperMain() {
 	// terminal that has a new foreground must not stop it.
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGPIPE,
 		syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU)
+	closeInherited() // what our caller gave the monitor is not ours to hold
 	var job keeperJob
 	d := json.NewDecoder(os.Stdin)
 	if d.Decode(&job) != nil {

@@ -41,6 +41,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(run(os.Args[1:], s))
 	}
+	// Started from a script's background, we have signals ignored, which our
+	// children would inherit: a handler that does nothing they do not.
+	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT} {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
+	}
 	code := m.Run()
 	os.RemoveAll(buildDir)
 	os.Exit(code)

@@ -111,7 +111,7 @@ func TestStopAndGoOn(t *testing.T) {
 func TestEscapeKeys(t *testing.T) {
 	t.Parallel()
 	s := onTerminal(t, "", "demo", "-v", "echo")
-	s.screen.wait(t, `echo`)
+	s.screen.wait(t, `echo ready`)
 	s.send("\x01h")
 	s.screen.wait(t, "Ctrl-a b +send a break")
 	s.send("one\x01atwo\x01\x01three\x01?\r")
