@@ -158,6 +158,10 @@ func TestClosedOutput(t *testing.T) {
 // TestInputs: whatever standard input is, a machine runs to its end on it.
 func TestInputs(t *testing.T) {
 	needKVM(t)
+	shell, err := exec.LookPath("sh")
+	if err != nil {
+		t.Skipf("NOT RUN: %v", err)
+	}
 	empty := filepath.Join(t.TempDir(), "empty")
 	typed := filepath.Join(t.TempDir(), "typed")
 	// What comes before the guest's driver is up may be lost.
@@ -181,7 +185,7 @@ func TestInputs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := smolvmm(t)
-			sh := exec.CommandContext(t.Context(), "/bin/sh", "-c", line, c.Path)
+			sh := exec.CommandContext(t.Context(), shell, "-c", line, c.Path)
 			sh.Env = c.Env
 			if r := finish(t, sh); r.status != 0 {
 				t.Errorf("%+v", r)
