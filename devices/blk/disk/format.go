@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"sync"
 )
 
 // The layout of an overlay file: see the package's comment.
@@ -87,7 +88,8 @@ func fingerprintOf(r *Raw) (fingerprint, error) {
 	return fp, nil
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// castagnoli is made when the first overlay needs it: most machines have none.
+var castagnoli = sync.OnceValue(func() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) })
 
 // encodeHeader makes the first 4096 bytes of an overlay file.
 func encodeHeader(g geometry, fp fingerprint) []byte {
@@ -101,7 +103,7 @@ func encodeHeader(g geometry, fp fingerprint) []byte {
 	le.PutUint64(h[offMapLen:], uint64(g.mapLen))
 	le.PutUint64(h[offData:], uint64(g.data))
 	copy(h[offFingerprint:], fp[:])
-	le.PutUint32(h[offCRC:], crc32.Checksum(h[:offCRC], castagnoli))
+	le.PutUint32(h[offCRC:], crc32.Checksum(h[:offCRC], castagnoli()))
 	return h
 }
 
@@ -116,7 +118,7 @@ func checkHeader(h []byte, g geometry, fp fingerprint) error {
 	if v := le.Uint32(h[offVersion:]); v != overlayVersion {
 		return fmt.Errorf("overlay version %d: this program knows version %d", v, overlayVersion)
 	}
-	if got, want := le.Uint32(h[offCRC:]), crc32.Checksum(h[:offCRC], castagnoli); got != want {
+	if got, want := le.Uint32(h[offCRC:]), crc32.Checksum(h[:offCRC], castagnoli()); got != want {
 		return fmt.Errorf("damaged overlay header: checksum %#x, should be %#x", got, want)
 	}
 	if n := le.Uint64(h[offDiskSize:]); n != uint64(g.size) {

@@ -218,7 +218,7 @@ func TestOverlayDamage(t *testing.T) {
 	sealed := func(edit func(h []byte)) func([]byte) []byte {
 		return func(b []byte) []byte {
 			edit(b)
-			le.PutUint32(b[offCRC:], crc32.Checksum(b[:offCRC], castagnoli))
+			le.PutUint32(b[offCRC:], crc32.Checksum(b[:offCRC], castagnoli()))
 			return b
 		}
 	}
@@ -336,7 +336,7 @@ func FuzzOverlayFile(f *testing.F) {
 		copy(h, encodeHeader(g, fp))
 		copy(h[min(int(at), headerLen):], patch)
 		if seal {
-			binary.LittleEndian.PutUint32(h[offCRC:], crc32.Checksum(h[:offCRC], castagnoli))
+			binary.LittleEndian.PutUint32(h[offCRC:], crc32.Checksum(h[:offCRC], castagnoli()))
 		}
 		copy(file.now[headerLen:headerLen+g.mapLen], bits)
 		length = max(0, min(length, int64(len(file.now))))
