@@ -4,7 +4,9 @@
 
 #include "hostile.h"
 
-#define WAIT_MS 200
+// WAIT_MS is far beyond what a device takes, on a busy host too; where silence is
+// the right answer, it is waited out.
+#define WAIT_MS 1000
 
 void at(struct blk *b, u32 i, u64 addr, u32 len, u16 flags, u16 next)
 {
