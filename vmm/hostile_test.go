@@ -1,6 +1,7 @@
 package vmm_test
 
 import (
+	"flag"
 	"fmt"
 	"log/slog"
 	"os"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/smolvmm/smolvmm/vmm"
 )
+
+var hostileEach = flag.Bool("hostile-each", false, "TestHostile also tries each case in a machine of its own")
 
 // ownMemory gives this process's private memory in bytes, guest RAM aside, which
 // is shared memory.
@@ -67,8 +70,7 @@ func hostile(t *testing.T, mode string, cpus int) string {
 }
 
 // TestHostile: whatever a guest does to a device, the monitor lives, stays
-// small and quiet, and the guest is told, as it checks itself; then each case
-// alone, in a machine of its own.
+// small and quiet, and the guest is told, as it checks itself.
 func TestHostile(t *testing.T) {
 	var names []string
 	for _, cpus := range []int{1, 2} {
@@ -91,8 +93,8 @@ func TestHostile(t *testing.T) {
 			hostile(t, fmt.Sprintf("hostile=random,pokes=20000,seed=%d", seed+100), 2)
 		})
 	}
-	if testing.Short() {
-		t.Skip("NOT RUN: each case in a machine of its own")
+	if !*hostileEach {
+		return
 	}
 	for _, name := range names {
 		t.Run(name, func(t *testing.T) {
