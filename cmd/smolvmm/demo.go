@@ -148,23 +148,23 @@ func listModes(s streams) {
 
 // splitWords takes the words that are neither flags nor their values out of args.
 func splitWords(f *pflag.FlagSet, args []string) (flags, words []string, err error) {
-	for len(args) > 0 {
-		if args, err = oneDash(f, args); err != nil {
-			return nil, nil, err
-		}
-		if args[0] == "--" || !strings.HasPrefix(args[0], "-") {
-			if args[0] != "--" {
-				words = append(words, args[0])
-			}
-			args = args[1:]
+	for i := 0; i < len(args); i++ {
+		if !strings.HasPrefix(args[i], "-") {
+			words = append(words, args[i])
 			continue
 		}
-		n := 1
-		if fl, has := lookup(f, args[0]); fl != nil && fl.NoOptDefVal == "" && !has {
-			n = min(2, len(args))
+		if args[i] == "--" {
+			return flags, append(words, args[i+1:]...), nil
 		}
-		flags = append(flags, args[:n]...)
-		args = args[n:]
+		a, takesNext, err := twoDashes(f, args[i])
+		if err != nil {
+			return nil, nil, err
+		}
+		flags = append(flags, a)
+		if takesNext && i+1 < len(args) {
+			i++
+			flags = append(flags, args[i])
+		}
 	}
 	return flags, words, nil
 }

@@ -181,33 +181,44 @@ func edits(a, b string) int {
 }
 
 // oneDash gives long names a second dash: pflag would read -kernel as -k with
-// the value "ernel". A flag's value is passed over, whatever it looks like. A
-// single-dash word that looks like a long name mistyped is an error, since it
-// would be taken for a short one with the rest as its value.
+// the value "ernel". A flag's value is passed over, whatever it looks like.
 func oneDash(f *pflag.FlagSet, args []string) ([]string, error) {
 	out := make([]string, 0, len(args))
 	for i := 0; i < len(args); i++ {
-		a := args[i]
-		if a == "--" || !strings.HasPrefix(a, "-") {
+		if args[i] == "--" || !strings.HasPrefix(args[i], "-") {
 			return append(out, args[i:]...), nil
 		}
-		fl, hasValue := lookup(f, a)
-		if !strings.HasPrefix(a, "--") && len(a) > 2 {
-			name, _, _ := strings.Cut(a[1:], "=")
-			switch {
-			case f.Lookup(name) != nil && len(name) > 1:
-				a = "-" + a
-			case mistyped(f, name), a[1] < 0x80 && f.ShorthandLookup(a[1:2]) == nil:
-				return nil, noFlag(f, name)
-			}
+		a, takesNext, err := twoDashes(f, args[i])
+		if err != nil {
+			return nil, err
 		}
 		out = append(out, a)
-		if fl != nil && fl.NoOptDefVal == "" && !hasValue && i+1 < len(args) {
+		if takesNext && i+1 < len(args) {
 			i++
 			out = append(out, args[i])
 		}
 	}
 	return out, nil
+}
+
+// twoDashes gives a flag in the form that pflag reads as it was meant, and
+// whether the next argument is its value. A single-dash word that looks like a
+// long name mistyped is an error, since it would be taken for a short one with
+// the rest as its value.
+func twoDashes(f *pflag.FlagSet, a string) (out string, takesNext bool, err error) {
+	fl, hasValue := lookup(f, a)
+	takesNext = fl != nil && fl.NoOptDefVal == "" && !hasValue
+	if strings.HasPrefix(a, "--") || len(a) <= 2 {
+		return a, takesNext, nil
+	}
+	name, _, _ := strings.Cut(a[1:], "=")
+	switch {
+	case len(name) > 1 && f.Lookup(name) != nil:
+		return "-" + a, takesNext, nil
+	case mistyped(f, name), a[1] < 0x80 && f.ShorthandLookup(a[1:2]) == nil:
+		return "", false, noFlag(f, name)
+	}
+	return a, takesNext, nil
 }
 
 // lookup finds the flag that a word like -kernel, --kernel=x, -k or -m256 is,

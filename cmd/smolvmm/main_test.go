@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -63,6 +64,8 @@ func panicOnSignal() {
 	}()
 }
 
+var environ = slices.Clip(os.Environ())
+
 var buildDir = filepath.Join(os.TempDir(), fmt.Sprintf("smolvmm-test-%d", os.Getpid()))
 
 // program gives the program under test and its environment: a build as users
@@ -78,7 +81,8 @@ var program = sync.OnceValues(func() (path string, env []string) {
 	}
 	path = filepath.Join(buildDir, "smolvmm")
 	c := exec.Command(tool, "build", "-o", path, ".")
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	// As we were started: a test may have moved the cache folder since.
+	c.Env = append(environ, "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
 		panic(fmt.Sprintf("go build: %v\n%s", err, out))
 	}
