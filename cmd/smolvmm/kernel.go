@@ -73,7 +73,8 @@ func kernelFetch(args []string, s streams) error {
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	defer watchSignals(ctx, cancel, nil, s)()
+	_, stop := watchSignals(ctx, cancel, nil, s)
+	defer stop()
 	bar := newBar(s.err)
 	o.Progress = bar.update
 	k, err := kernels.Fetch(ctx, rel, o)

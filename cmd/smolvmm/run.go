@@ -78,7 +78,7 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 			con.job.Cooked, con.job.Raw = &tty.cooked, &tty.raw
 		}
 	}
-	stop := watchSignals(ctx, cancel, tty, s)
+	watching, stop := watchSignals(ctx, cancel, tty, s)
 	defer stop()
 	if con.job != (keeperJob{}) {
 		k, err := startKeeper(con.job, s.in)
@@ -119,6 +119,7 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 		defer t.Stop()
 	}
 	s.started()
+	<-watching
 	exit, err := m.Run(ctx)
 	tty.restore()
 	if err != nil {
@@ -151,20 +152,25 @@ const lastWords = 250 * time.Millisecond
 
 // watchSignals makes signals end the machine, not the process, and a second
 // one the process at once. A stop puts the terminal back, and going on makes it
-// raw again. The function it gives ends it.
-func watchSignals(ctx context.Context, cancel context.CancelCauseFunc, tty *terminal, s streams) (stop func()) {
-	signals := make(chan os.Signal, 8)
-	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
+// raw again. watching is closed when it does so, which takes a fifth of a
+// millisecond that the machine's making need not wait for. stop ends it.
+func watchSignals(ctx context.Context, cancel context.CancelCauseFunc, tty *terminal, s streams) (watching <-chan struct{}, stop func()) {
+	wanted := []os.Signal{syscall.SIGTERM, syscall.SIGQUIT}
+	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGHUP} {
 		// What nohup or a shell's & has made us ignore stays ignored.
 		if !signal.Ignored(sig) {
-			signal.Notify(signals, sig)
+			wanted = append(wanted, sig)
 		}
 	}
 	if tty != nil {
-		signal.Notify(signals, syscall.SIGTSTP, syscall.SIGCONT)
+		wanted = append(wanted, syscall.SIGTSTP, syscall.SIGCONT)
 	}
+	signals := make(chan os.Signal, 8)
+	ready := make(chan struct{})
 	done := make(chan struct{})
 	go func() {
+		signal.Notify(signals, wanted...)
+		close(ready)
 		for {
 			select {
 			case got := <-signals:
@@ -188,7 +194,8 @@ func watchSignals(ctx context.Context, cancel context.CancelCauseFunc, tty *term
 			}
 		}
 	}()
-	return func() {
+	return ready, func() {
+		<-ready
 		signal.Stop(signals)
 		close(done)
 	}
