@@ -20,6 +20,7 @@ import (
 var children = map[string]func(arg string) error{
 	"work": work, "idle": idle, "refused": refused, "landlock": landlocked,
 	"deadly": dieOf, "log": logged, "trap": trapped, "twice": twice, "sleep": slept, "time": timed, "bench": benchmark,
+	"network": networked,
 }
 
 // work keeps the runtime as busy as it gets: garbage, threads, timers, pollable

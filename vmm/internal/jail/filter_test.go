@@ -140,30 +140,6 @@ func TestFilterArguments(t *testing.T) {
 	}
 }
 
-func TestFilterNetwork(t *testing.T) {
-	vm, _ := program(t, Config{Mode: Enforce, Groups: Strict(Machine{Network: true})}, 1)
-	const flags = unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC
-	for _, c := range []struct {
-		family, kind uint64
-		want         uint32
-	}{
-		{unix.AF_INET, unix.SOCK_STREAM | flags, allow},
-		{unix.AF_INET, unix.SOCK_DGRAM | flags, allow},
-		{unix.AF_INET6, unix.SOCK_STREAM | flags, allow},
-		{unix.AF_INET6, unix.SOCK_DGRAM | flags, allow},
-		{unix.AF_INET, unix.SOCK_RAW | flags, eperm},
-		{unix.AF_INET, unix.SOCK_STREAM, eperm},
-		{unix.AF_UNIX, unix.SOCK_STREAM | flags, eperm},
-		{unix.AF_NETLINK, unix.SOCK_DGRAM | flags, eperm},
-		{unix.AF_PACKET, unix.SOCK_DGRAM | flags, eperm},
-		{unix.AF_VSOCK, unix.SOCK_STREAM | flags, eperm},
-	} {
-		if got := run(t, vm, unix.AUDIT_ARCH_X86_64, unix.SYS_SOCKET, c.family, c.kind); got != c.want {
-			t.Errorf("socket(%d, %#x): %#x, want %#x", c.family, c.kind, got, c.want)
-		}
-	}
-}
-
 // A group that was not asked for lets nothing through.
 func TestFilterOnlyWhatIsAsked(t *testing.T) {
 	vm, _ := program(t, Config{Mode: Enforce}, 1)

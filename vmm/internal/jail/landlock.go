@@ -59,8 +59,13 @@ func newLandlock(groups []Group) (landlock, error) {
 // landlockAttr is all that the kernel's ABI version can refuse.
 func landlockAttr(abi int, network bool) ll.RulesetAttr {
 	attr := ll.RulesetAttr{HandledAccessFS: landlockFS[min(abi, len(landlockFS)-1)]}
-	if abi >= 4 && !network {
-		attr.HandledAccessNet = ll.AccessNetBindTCP | ll.AccessNetConnectTCP
+	if abi >= 4 {
+		// Published ports were bound before. Connecting cannot be held to
+		// anything: where the guest may go is the egress policy's to say.
+		attr.HandledAccessNet = ll.AccessNetBindTCP
+		if !network {
+			attr.HandledAccessNet |= ll.AccessNetConnectTCP
+		}
 	}
 	if abi >= 6 {
 		// Signals are not scoped: before ABI 8 each thread has a domain of

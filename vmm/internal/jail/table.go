@@ -201,35 +201,6 @@ func runtimeRules(pid int) []rule {
 	}
 }
 
-// networkRules are sockets of the Internet families and what package net does
-// with them.
-func networkRules() []rule {
-	var kinds []match
-	for _, family := range []uint64{unix.AF_INET, unix.AF_INET6} {
-		for _, kind := range []uint64{unix.SOCK_STREAM, unix.SOCK_DGRAM} {
-			kinds = append(kinds, match{
-				{arg: 0, op: opEq, val: family},
-				{arg: 1, op: opEq, val: kind | unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC}})
-		}
-	}
-	return []rule{
-		{nr: unix.SYS_SOCKET, when: kinds, why: "TCP and UDP over IPv4 and IPv6, as package net asks for them"},
-		{nr: unix.SYS_CONNECT, why: "the guest's outgoing connections"},
-		{nr: unix.SYS_BIND, why: "forwarded ports, UDP"},
-		{nr: unix.SYS_LISTEN, why: "forwarded ports"},
-		{nr: unix.SYS_ACCEPT4, why: "forwarded ports"},
-		{nr: unix.SYS_GETSOCKNAME, why: "package net asks after each connect and accept"},
-		{nr: unix.SYS_GETPEERNAME, why: "the same"},
-		{nr: unix.SYS_SETSOCKOPT, why: "TCP_NODELAY, keep-alive, SO_REUSEADDR"},
-		{nr: unix.SYS_GETSOCKOPT, why: "SO_ERROR after a connect that did not block"},
-		{nr: unix.SYS_SENDTO, why: "UDP"},
-		{nr: unix.SYS_RECVFROM, why: "UDP"},
-		{nr: unix.SYS_SENDMSG, why: "UDP with addresses"},
-		{nr: unix.SYS_RECVMSG, why: "UDP with addresses"},
-		{nr: unix.SYS_SHUTDOWN, why: "half-closed TCP"},
-	}
-}
-
 // ioctls are the requests of each group. Everything else is refused: TIOCSTI,
 // which types into the terminal, as well as KVM's requests for new machines.
 func ioctls(g Group) []uint32 {
