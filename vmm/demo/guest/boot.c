@@ -141,7 +141,7 @@ void heap_init(void)
 		heap_end = 0xC0000000;
 }
 
-void *heap(u64 size)
+void *heap_raw(u64 size)
 {
 	void *p = (void *)heap_at;
 
@@ -152,7 +152,12 @@ void *heap(u64 size)
 	}
 	heap_at += size;
 	map((u64)p, size);
-	return memset(p, 0, size);
+	return p;
+}
+
+void *heap(u64 size)
+{
+	return memset(heap_raw(size), 0, (size + 4095) & ~4095ul);
 }
 
 // demo=mode[=value][,word…]: the words.

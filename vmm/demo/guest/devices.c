@@ -1,6 +1,7 @@
 // Every virtio-mmio device on the command line, by type (VirtIO 1.2 §5).
 
 #include "blk.h"
+#include "net.h"
 #include "check.h"
 
 static const char *const names[] = { "absent", "net", "block", "console", "entropy", "balloon", "6", "7", "scsi", "9p", "10", "11", "12",
@@ -15,6 +16,10 @@ void check_devices(void)
 
 		switch (d->id) {
 		case 0:	// a place without a device
+			break;
+		case 1:
+			net_check(d);
+			phase("net", t);
 			break;
 		case 2:
 			blk_check(d);

@@ -90,6 +90,7 @@ int in_ram(u64 addr, u64 len);
 void map(u64 at, u64 len); // before anything outside the first 16 MiB is touched
 void heap_init(void);
 void *heap(u64 size); // zeroed pages; ends the guest when there are none
+void *heap_raw(u64 size); // the same, as they are
 extern u64 heap_at, heap_end;
 
 // The mode that demo=… asks for.
@@ -115,7 +116,7 @@ u64 phase(const char *name, u64 since); // prints the µs since then, gives now
 // modes, each in the file of its name
 void check_all(const char *), mode_print(const char *), mode_echo(const char *);
 void mode_count(const char *), mode_touch(const char *), mode_blkbench(const char *), mode_irqstorm(const char *);
-void mode_hostile(const char *);
+void mode_hostile(const char *), mode_netecho(const char *), mode_nettcp(const char *);
 void mode_exit(const char *), mode_reboot(const char *), mode_triple(const char *), mode_hlt(const char *);
 void mode_spin(const char *), mode_fault(const char *), mode_badop(const char *), mode_mmioabsent(const char *);
 

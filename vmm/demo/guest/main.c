@@ -30,6 +30,7 @@ static const struct mode modes[] = {
 	{ "touch", mode_touch },
 	{ "blkbench", mode_blkbench },
 	{ "irqstorm", mode_irqstorm },
+	{ "netecho", mode_netecho },
 	{ "hostile", mode_hostile },
 	{ "exit", mode_exit },
 	{ "reboot", mode_reboot },

@@ -57,14 +57,19 @@ void virtio_reset(struct vdev *d)
 		}
 }
 
-int virtio_negotiate(struct vdev *d, u64 want)
+u64 virtio_offered(struct vdev *d)
 {
 	set(d, R_STATUS, S_ACKNOWLEDGE);
 	set(d, R_STATUS, S_ACKNOWLEDGE | S_DRIVER);
 	set(d, R_DEV_SEL, 0);
 	d->offered = reg(d, R_DEV_FEATURES);
 	set(d, R_DEV_SEL, 1);
-	d->offered |= (u64)reg(d, R_DEV_FEATURES) << 32;
+	return d->offered |= (u64)reg(d, R_DEV_FEATURES) << 32;
+}
+
+int virtio_negotiate(struct vdev *d, u64 want)
+{
+	virtio_offered(d);
 	d->features = d->offered & (want | F_VERSION_1);
 	set(d, R_DRV_SEL, 0);
 	set(d, R_DRV_FEATURES, d->features);
@@ -172,4 +177,12 @@ void vq_want_irq(struct vq *q)
 	*used_event(q) = q->last_used;
 	q->avail->flags = 0;
 	mb();
+}
+
+void vq_no_irq(struct vq *q)
+{
+	if (q->dev->features & F_EVENT_IDX)
+		*used_event(q) = q->last_used - 1;	// long past (VirtIO 1.2 §2.7.7)
+	else
+		q->avail->flags = 1;
 }

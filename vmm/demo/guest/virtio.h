@@ -56,6 +56,7 @@ static inline void set(const struct vdev *d, u32 r, u32 v) { wr32(d->base + r, v
 static inline void set64(const struct vdev *d, u32 r, u64 v) { set(d, r, v); set(d, r + 4, v >> 32); }
 
 void virtio_reset(struct vdev *d);
+u64 virtio_offered(struct vdev *d);		// up to DRIVER; the device's features
 int virtio_negotiate(struct vdev *d, u64 want);	// up to FEATURES_OK; 0 if refused
 void vq_layout(struct vq *q, struct vdev *d, u16 index, u16 size, void *mem); // memory of vq_bytes
 u64 vq_bytes(u16 size);
@@ -69,5 +70,6 @@ static inline volatile u16 *used_event(struct vq *q) { return &q->avail->ring[q-
 static inline volatile u16 *avail_event(struct vq *q) { return (volatile u16 *)&q->used->ring[q->size]; }
 int vq_get(struct vq *q, u32 *id, u32 *len);	// 0 when nothing is used
 void vq_want_irq(struct vq *q);			// at the next used buffer
+void vq_no_irq(struct vq *q);			// at none for now
 
 #endif
