@@ -32,6 +32,8 @@ type host struct {
 	probe    func(path string) (vmm.HostInfo, error)
 	readFile func(path string) ([]byte, error)
 	exists   func(path string) bool
+	// groups are those of this process.
+	groups func() ([]int, error)
 	// group names the group that owns /dev/kvm, "" if it gives no access.
 	group  func(path string) string
 	kernel func() (path string, err error)
@@ -39,7 +41,7 @@ type host struct {
 
 func thisHost() host {
 	return host{
-		arch: runtime.GOARCH, probe: vmm.ProbeKVM, readFile: os.ReadFile, group: groupOf,
+		arch: runtime.GOARCH, probe: vmm.ProbeKVM, readFile: os.ReadFile, group: groupOf, groups: ownGroups,
 		exists: func(path string) bool { return unix.Access(path, unix.F_OK) == nil },
 		kernel: func() (string, error) {
 			k, err := kernels.Find("", "")
@@ -83,7 +85,7 @@ func (h host) examine() []finding {
 		return []finding{{what: "processor architecture " + h.arch, mend: "smolvmm runs on x86-64 only"}}
 	}
 	out := append([]finding{{ok: true, what: "processor architecture " + h.arch}}, h.kvm()...)
-	out = append(out, h.hugePages())
+	out = append(out, h.ping(), h.hugePages())
 	path, err := h.kernel()
 	switch {
 	case err == nil:
@@ -167,6 +169,38 @@ func (h host) kvmKind() (kind, advice string) {
 		}
 	}
 	return "of a kind not known", ""
+}
+
+// ownGroups are those that the kernel looks at before it gives an echo socket:
+// the effective one and the supplementary ones (ping_init_sock, net/ipv4/ping.c).
+func ownGroups() ([]int, error) {
+	groups, err := os.Getgroups()
+	return append(groups, os.Getegid()), err
+}
+
+// ping says whether a guest's pings can leave this host.
+func (h host) ping() finding {
+	const file, setting = "/proc/sys/net/ipv4/ping_group_range", "net.ipv4.ping_group_range"
+	no := finding{ok: true, what: "guests cannot ping beyond their gateway: no group of yours is in " + setting,
+		mend: "sudo sysctl -w " + setting + `="0 2147483647"`}
+	b, err := h.readFile(file)
+	if err != nil {
+		return finding{ok: true, what: "it is not known whether guests can ping beyond their gateway", mend: "see whether you may read " + file}
+	}
+	var low, high int
+	if _, err := fmt.Sscan(string(b), &low, &high); err != nil {
+		return finding{ok: true, what: "it is not known whether guests can ping beyond their gateway: " + oneLine(file+": "+err.Error())}
+	}
+	groups, err := h.groups()
+	if err != nil {
+		return finding{ok: true, what: "it is not known whether guests can ping beyond their gateway: " + oneLine(err.Error())}
+	}
+	for _, g := range groups {
+		if low <= g && g <= high {
+			return finding{ok: true, what: "guests can ping beyond their gateway"}
+		}
+	}
+	return no
 }
 
 // hugePages says what -hugepages could use now.

@@ -88,6 +88,19 @@ func TestDoctor(t *testing.T) {
 		{"no seccomp", info(func(i *vmm.HostInfo) { i.Seccomp = false }), true, []string{"BAD this Linux kernel has no seccomp filters\n    run machines with -confine off"}},
 		{"no Landlock", info(func(i *vmm.HostInfo) { i.Landlock = 0 }), false, []string{"--  no Landlock: seccomp alone confines the monitor\n    boot Linux 5.13"}},
 		{"huge pages", func(h *host) { h.readFile = func(string) ([]byte, error) { return []byte("512\n"), nil } }, false, []string{"ok  512 free 2 MiB pages for -hugepages"}},
+		{"ping", func(h *host) {
+			h.readFile = func(string) ([]byte, error) { return []byte("0\t2147483647\n"), nil }
+		}, false, []string{"ok  guests can ping beyond their gateway\n"}},
+		{"ping by a supplementary group", func(h *host) {
+			h.readFile = func(string) ([]byte, error) { return []byte("100\t100\n"), nil }
+		}, false, []string{"ok  guests can ping beyond their gateway\n"}},
+		{"no ping", func(h *host) {
+			h.readFile = func(string) ([]byte, error) { return []byte("1\t0\n"), nil }
+		}, false, []string{"--  guests cannot ping beyond", "    sudo sysctl -w net.ipv4.ping_group_range="}},
+		{"unknown ping", func(h *host) {}, false, []string{"--  it is not known whether guests can ping"}},
+		{"odd ping", func(h *host) {
+			h.readFile = func(string) ([]byte, error) { return []byte("all"), nil }
+		}, false, []string{"ok  it is not known whether guests can ping"}},
 		{"no kernel", func(h *host) {
 			h.kernel = func() (string, error) { return "", &kernels.Error{Text: "none", Kind: kernels.ErrNotCached} }
 		}, false, []string{"--  no NetBSD kernel fetched yet", "    smolvmm kernel fetch"}},
@@ -97,7 +110,7 @@ func TestDoctor(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := host{
-				arch: "amd64", group: func(string) string { return "kvm" }, kernel: func() (string, error) { return "/k", nil },
+				arch: "amd64", group: func(string) string { return "kvm" }, groups: func() ([]int, error) { return []int{100, 1000}, nil }, kernel: func() (string, error) { return "/k", nil },
 				probe:    func(string) (vmm.HostInfo, error) { return good, nil },
 				readFile: func(string) ([]byte, error) { return nil, fs.ErrNotExist },
 			}
