@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -17,32 +18,38 @@ const maxSocketPath = 107
 // hangUpAfter is how long a client may take nothing before it is hung up on.
 const hangUpAfter = time.Second
 
-// unixConsole listens on a socket; one client at a time is the console.
-func unixConsole(path string) (*console, error) {
-	where := "-console unix:" + path
+// listenUnix listens on a socket at path, for this user alone. One that nobody
+// listens on any more is replaced.
+func listenUnix(path string) (*net.UnixListener, error) {
 	if len(path) > maxSocketPath {
-		return nil, usagef("%s: %d bytes: a socket's path has at most %d; use a shorter one", where, len(path), maxSocketPath)
+		return nil, fmt.Errorf("%d bytes: a socket's path has at most %d; use a shorter one", len(path), maxSocketPath)
 	}
 	if err := removeStale(path); err != nil {
-		return nil, usagef("%s: %w", where, err)
+		return nil, err
 	}
 	// Nobody else's from its first moment on: a console may be a root shell.
 	mask := unix.Umask(0o177)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	unix.Umask(mask)
+	var sys *os.SyscallError
+	if errors.As(err, &sys) {
+		err = sys.Err
+	}
+	return l, err
+}
+
+// unixConsole listens on a socket; one client at a time is the console.
+func unixConsole(path string) (*console, error) {
+	l, err := listenUnix(path)
 	if err != nil {
-		var sys *os.SyscallError
-		if errors.As(err, &sys) {
-			err = sys.Err
-		}
-		return nil, usagef("%s: %w", where, err)
+		return nil, usagef("-console unix:%s: %w", path, err)
 	}
 	u := &socketConsole{l: l, data: make(chan []byte), done: make(chan struct{})}
 	u.ended.Add(1)
 	go u.accept()
 	return &console{
 		in: u, out: &sink{w: u}, note: "console on " + path, close: u.Close,
-		job: keeperJob{Socket: path},
+		job: keeperJob{Sockets: []socketFile{{Path: path}}},
 		// A confined process must not even try.
 		kept: func() { l.SetUnlinkOnClose(false) },
 	}, nil

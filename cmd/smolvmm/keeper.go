@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -16,8 +17,8 @@ import (
 // The keeper is a second process, this program again, that waits for the
 // monitor to end and then does what the monitor may not have been able to: put
 // the terminal back after a panic, SIGKILL or a death by the jail, and remove
-// the console's socket, which a jailed process may not do. It exists only with
-// a console on a terminal or a socket.
+// the sockets of the console and of published ports, which a jailed process may
+// not do. It exists only with a console on a terminal, or with a socket.
 
 // keeperName is its argv[0].
 const keeperName = "smolvmm-keeper"
@@ -27,11 +28,19 @@ type keeperJob struct {
 	// Raw is how the monitor set the terminal, the keeper's standard error,
 	// and Cooked how it found it. Somebody else's settings are left alone.
 	Raw, Cooked *unix.Termios `json:",omitempty"`
-	// Socket is the absolute path of a socket to remove, if it is still the
-	// one with that inode number.
-	Socket string `json:",omitempty"`
-	Inode  uint64 `json:",omitempty"`
+	// Sockets are to be removed, those that are still the same.
+	Sockets []socketFile `json:",omitempty"`
 }
+
+// socketFile is a Unix socket in the file system: its path, which startKeeper
+// makes absolute, and its inode number then.
+type socketFile struct {
+	Path  string
+	Inode uint64
+}
+
+// none: there is nothing to do.
+func (j keeperJob) none() bool { return j.Raw == nil && j.Cooked == nil && len(j.Sockets) == 0 }
 
 // keeper is the monitor's end of it.
 type keeper struct {
@@ -41,17 +50,18 @@ type keeper struct {
 
 // startKeeper starts the process. tty is the terminal to put back, or nil.
 func startKeeper(job keeperJob, tty *os.File) (*keeper, error) {
-	if job.Socket != "" {
-		abs, err := filepath.Abs(job.Socket)
+	job.Sockets = slices.Clone(job.Sockets)
+	for i := range job.Sockets {
+		f := &job.Sockets[i]
+		abs, err := filepath.Abs(f.Path)
 		if err != nil {
 			return nil, err
 		}
-		job.Socket = abs
 		var st unix.Stat_t
 		if err := unix.Lstat(abs, &st); err != nil {
 			return nil, err
 		}
-		job.Inode = st.Ino
+		f.Path, f.Inode = abs, st.Ino
 	}
 	task, err := json.Marshal(job)
 	if err != nil {
@@ -69,11 +79,6 @@ func startKeeper(job keeperJob, tty *os.File) (*keeper, error) {
 	}
 	defer out.Close()
 	k := &keeper{alive, done}
-	// The pipe holds the task (PIPE_BUF at least) until somebody reads it.
-	if _, err := alive.Write(append(task, '\n')); err != nil {
-		k.drop()
-		return nil, err
-	}
 	// No environment: it may hold a secret. No folder: it may be unmounted.
 	p, err := os.StartProcess("/proc/self/exe", []string{keeperName}, &os.ProcAttr{
 		Dir: "/", Env: []string{}, Files: []*os.File{in, out, tty},
@@ -83,6 +88,10 @@ func startKeeper(job keeperJob, tty *os.File) (*keeper, error) {
 		return nil, fmt.Errorf("keeper of the terminal: %w", err)
 	}
 	_ = p.Release()
+	if _, err := alive.Write(append(task, '\n')); err != nil {
+		k.drop()
+		return nil, fmt.Errorf("keeper of the terminal: %w", err)
+	}
 	return k, nil
 }
 
@@ -127,8 +136,10 @@ func (j keeperJob) do(tty int) {
 			_ = unix.IoctlSetTermios(tty, unix.TCSETS, j.Cooked)
 		}
 	}
-	var st unix.Stat_t
-	if j.Socket != "" && unix.Lstat(j.Socket, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK && st.Ino == j.Inode {
-		_ = unix.Unlink(j.Socket)
+	for _, f := range j.Sockets {
+		var st unix.Stat_t
+		if unix.Lstat(f.Path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK && st.Ino == f.Inode {
+			_ = unix.Unlink(f.Path)
+		}
 	}
 }

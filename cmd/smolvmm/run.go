@@ -80,7 +80,7 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 	}
 	watching, stop := watchSignals(ctx, cancel, tty, s)
 	defer stop()
-	if con.job != (keeperJob{}) {
+	if !con.job.none() {
 		k, err := startKeeper(con.job, s.in)
 		switch {
 		case err != nil:
