@@ -57,6 +57,9 @@ var rules = []rule{
 	{"vmm/demo", nil, nil, "the demo guest is bytes and their meaning"},
 	{"vmm", []string{devices, "devices/...", "pvh", mem, "vmm/internal/...", sys}, []string{"vmm/demo"}, "vmm wires devices, pvh and kvm; it knows neither netstack, nor builder, nor a command"},
 
+	{"netstack/policy", nil, nil, "what a guest may reach is decided without sockets, from values"},
+	{"netstack/audit", nil, nil, "the log knows what is written into it and nothing of who writes"},
+	{"netstack/dns", []string{"golang.org/x/net/dns/dnsmessage"}, []string{"netstack/policy"}, "the name server is bytes in, bytes out: what it asks and tells is injected"},
 	{"netstack", []string{"gvisor.dev/gvisor/pkg/...", "netstack/policy", "netstack/audit", sys}, []string{"netstack/netstacktest", "netstack/dns"}, "the stack knows frames and sockets: neither the device in front of it nor the machine"},
 	{"netstack/netstacktest", []string{"gvisor.dev/gvisor/pkg/...", sys}, []string{"netstack"}, "the guest's side of a network knows nothing of the network"},
 
