@@ -19,6 +19,7 @@ var modes = [...]Mode{
 	{"blkbench", "qd,bs,rw,count", "load a disk: rw is r or w, rr or rw at random places (writes destroy)"},
 	{"irqstorm", "N[,qd=4][,seed=1]", "N reads completed by interrupt alone, with late EOIs"},
 	{"netecho", "", `answer ARP, ping and UDP port 7 until a datagram "quit"`},
+	{"nettcp", "up|down|rr|conn|serve[,host=10.0.2.2][,port=5001][,bytes=100M][,count=10000]", "measure TCP, or serve it"},
 	{"hostile", "CASE|all[,seed=1][,pokes=2000]", "break the rules of VirtIO and see that the device says so"},
 	{"exit", "N", "end with status N"},
 	{"reboot", "kbd|cf9|p92", "reset by keyboard controller, port 0xCF9 or port 0x92"},

@@ -31,6 +31,7 @@ static const struct mode modes[] = {
 	{ "blkbench", mode_blkbench },
 	{ "irqstorm", mode_irqstorm },
 	{ "netecho", mode_netecho },
+	{ "nettcp", mode_nettcp },
 	{ "hostile", mode_hostile },
 	{ "exit", mode_exit },
 	{ "reboot", mode_reboot },
