@@ -17,7 +17,7 @@ func TestVMArgs(t *testing.T) {
 	v := vm{kernel: "/k", initrd: "/i", portFD: 4, memory: 512, cpus: 3, drives: []string{"/a,b.img", "/c.qcow2"}, kernelArgs: "loglevel=7"}
 	line := strings.Join(v.args(), " ")
 	for _, want := range []string{
-		"-accel tcg,thread=single", "-smp 3", "-m 512", "-kernel /k", "-initrd /i", "-cpu EPYC-v4,+svm,+npt", "-no-reboot",
+		"-accel tcg", "-smp 3", "-m 512", "-kernel /k", "-initrd /i", "-cpu EPYC-v4,+svm,+npt", "-no-reboot",
 		"socket,id=lab,fd=4", "virtserialport,chardev=lab,nr=1",
 		"if=none,id=d0,file=/a,,b.img,format=raw,cache=unsafe,snapshot=on", "virtio-blk-pci,drive=d0",
 		"if=none,id=d1,file=/c.qcow2,format=qcow2,cache=unsafe,snapshot=on", "virtio-blk-pci,drive=d1",

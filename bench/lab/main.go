@@ -73,7 +73,7 @@ func (o *options) flags(w io.Writer) *flag.FlagSet {
 	f.SetOutput(w)
 	f.DurationVar(&o.timeout, "timeout", time.Minute, "end the lab after this `time`, boot included")
 	f.IntVar(&o.memory, "m", 2048, "memory in `MiB`")
-	f.IntVar(&o.cpus, "cpus", 2, "virtual CPUs")
+	f.IntVar(&o.cpus, "cpus", defaultCPUs, "virtual CPUs")
 	f.StringVar(&o.kernel, "kernel", "cloud", "Debian's `cloud` kernel, or generic, which has more modules (ufs, 9p)")
 	f.StringVar(&o.kernelArgs, "append", "", "further kernel `arguments`")
 	f.Var(&o.files, "file", "put `host[:guest]` in, a file or a folder; repeatable")
