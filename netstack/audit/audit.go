@@ -197,26 +197,33 @@ func (w *Writer) unfold(now time.Time, all bool) {
 
 func (w *Writer) run() {
 	defer close(w.done)
-	tick := time.NewTicker(FoldFor)
-	defer tick.Stop()
+	// The timer runs only while there is something to unfold: an idle machine
+	// wakes nobody.
+	timer := time.NewTimer(FoldFor)
+	timer.Stop()
+	armed := false
 	for {
+		expired := false
 		select {
 		case <-w.wake:
-		case <-tick.C:
-			w.mu.Lock()
-			w.unfold(time.Now(), false)
-			w.mu.Unlock()
+		case <-timer.C:
+			armed, expired = false, true
 		}
 		for {
 			w.mu.Lock()
-			if w.closed {
-				w.unfold(time.Now(), true)
+			if w.closed || expired {
+				w.unfold(time.Now(), w.closed)
 			}
 			batch, closed := w.queue, w.closed
 			w.queue = nil
+			if later := len(w.folded) > 0 || w.lost > 0; later && !armed && !closed {
+				timer.Reset(FoldFor)
+				armed = true
+			}
 			w.mu.Unlock()
 			w.write(batch)
 			if closed {
+				timer.Stop()
 				return
 			}
 			if len(batch) == 0 {

@@ -21,11 +21,12 @@ const (
 	maxPinned = 160
 )
 
-var errTruncated = errors.New("dns: the answer is truncated over TCP")
+var errTruncated = errors.New("dns: the answer is truncated")
 
 // forward asks upstream, and gives an answer that is one to this query: with the
-// guest's ID and with the question as the guest wrote it.
-func (s *Server) forward(ctx context.Context, q query, tcp bool) ([]byte, error) {
+// guest's ID and with the question as the guest wrote it. UDP is always tried
+// first, as every upstream has it, and TCP if the answer did not fit.
+func (s *Server) forward(ctx context.Context, q query, overTCP bool) ([]byte, error) {
 	if s.cfg.Exchange == nil {
 		return nil, errNoUpstream
 	}
@@ -34,20 +35,20 @@ func (s *Server) forward(ctx context.Context, q query, tcp bool) ([]byte, error)
 	if _, err := rand.Read(out[:2]); err != nil {
 		return nil, err
 	}
-	answer, err := s.cfg.Exchange(ctx, out, tcp)
-	if err == nil {
-		answer, err = q.check(answer, out)
+	once := func(tcp bool) ([]byte, error) {
+		answer, err := s.cfg.Exchange(ctx, out, tcp)
+		if err != nil {
+			return nil, err
+		}
+		return q.check(answer, out)
 	}
-	if !tcp && errors.Is(err, errTruncated) {
-		full, again := s.cfg.Exchange(ctx, out, true)
-		if again == nil {
-			full, again = q.check(full, out)
-		}
-		if again != nil {
-			// The guest may do better; it is told that there is more, and nothing of what was cut.
-			return q.reply(dnsmessage.RCodeSuccess, true), nil
-		}
-		return full, nil
+	answer, err := once(false)
+	if !errors.Is(err, errTruncated) {
+		return answer, err
+	}
+	if answer, err = once(true); err != nil && !overTCP {
+		// The guest may do better; it is told that there is more, and nothing of what was cut.
+		return q.reply(dnsmessage.RCodeSuccess, true), nil
 	}
 	return answer, err
 }

@@ -92,31 +92,35 @@ func (u *upstream) exchange(ctx context.Context, query []byte, tcp bool) ([]byte
 	var poor []byte
 	var errs error
 	first := int(u.good.Load())
-	for range attempts {
-		for i := range u.servers {
-			n := (first + i) % len(u.servers)
-			answer, err := u.ask(ctx, u.servers[n], query, tcp || u.useTCP)
-			switch {
-			case err != nil:
-				if errs = errors.Join(errs, err); ctx.Err() != nil {
-					return nil, errs
-				}
-				continue
-			case u.good.Load() != int32(n):
-				u.good.Store(int32(n))
-			}
-			switch dnsmessage.RCode(word(answer, 2) & rcodeMask) {
-			case dnsmessage.RCodeServerFailure, dnsmessage.RCodeNotImplemented, dnsmessage.RCodeRefused:
-				poor = answer
-			default:
-				return answer, nil
-			}
+	for i := range attempts * len(u.servers) {
+		if i == len(u.servers) && poor != nil || i > 0 && ctx.Err() != nil {
+			break
 		}
-		if poor != nil {
-			return poor, nil
+		n := (first + i) % len(u.servers)
+		answer, err := u.ask(ctx, u.servers[n], query, tcp || u.useTCP)
+		if err != nil {
+			errs = errors.Join(errs, err)
+			continue
 		}
+		if !isPoor(answer) {
+			u.good.Store(int32(n))
+			return answer, nil
+		}
+		poor = answer
+	}
+	if poor != nil {
+		return poor, nil
 	}
 	return nil, errs
+}
+
+// isPoor: the server did not say anything about the name.
+func isPoor(answer []byte) bool {
+	switch dnsmessage.RCode(word(answer, 2) & rcodeMask) {
+	case dnsmessage.RCodeServerFailure, dnsmessage.RCodeNotImplemented, dnsmessage.RCodeRefused:
+		return true
+	}
+	return false
 }
 
 func (u *upstream) ask(ctx context.Context, server string, query []byte, tcp bool) ([]byte, error) {

@@ -22,14 +22,16 @@ const (
 // ServerName reads the server's name out of the first bytes of a stream.
 //
 // need > 0: b is too short to tell; ask again when there are need bytes, which is
-// more than b has. Otherwise ok says whether the stream is TLS, and name is what
-// its ClientHello names as the server, "" if it names none. Whatever begins as TLS does counts as TLS,
-// also where the rest cannot be read, is over MaxHello, or is SSL 2's hello:
-// a server might understand more than this does.
+// more than b has and at most MaxHello. Otherwise ok says whether the stream is
+// TLS, and name is the server that its ClientHello names, "" if it names none.
+// Whatever begins as TLS counts as TLS, also where the rest cannot be read,
+// where it goes on after MaxHello, or where it is SSL 2's hello: a server might
+// understand more than this does.
 func ServerName(b []byte) (name string, need int, ok bool) {
 	if len(b) == 0 {
 		return "", 1, false
 	}
+	b = b[:min(len(b), MaxHello)] // the same answer, however much comes at once
 	if b[0]&0x80 != 0 {
 		return sslv2(b)
 	}
@@ -61,17 +63,27 @@ func sslv2(b []byte) (string, int, bool) {
 	return "", 0, true
 }
 
-// handshake puts together the first handshake message out of records. It gives
-// nil if there is none, and how many bytes it needs to go on.
+// handshake puts together the first handshake message out of records. Either it
+// gives the body of a ClientHello, or nil: for good, or until there are need bytes.
 func handshake(b []byte) (body []byte, need int) {
 	var message []byte
 	for at := 0; ; {
-		want := -1 // length of the message, once known
+		if len(b) < at+recordHeader {
+			return nil, at + recordHeader
+		}
+		length := int(binary.BigEndian.Uint16(b[at+3:]))
+		if b[at] != recordHandshake || b[at+1] != 3 || length == 0 || length > maxRecord {
+			return nil, 0 // an empty record of a handshake is forbidden: RFC 8446 §5.1
+		}
+		at += recordHeader
+		before := len(message)
+		message = append(message, b[at:min(at+length, len(b))]...)
+		want := handshakeHeader
 		if len(message) >= handshakeHeader {
 			if message[0] != handshakeHello {
 				return nil, 0
 			}
-			want = handshakeHeader + int(message[1])<<16 + int(binary.BigEndian.Uint16(message[2:]))
+			want += int(message[1])<<16 + int(binary.BigEndian.Uint16(message[2:]))
 			if len(message) >= want {
 				return message[handshakeHeader:want], 0
 			}
@@ -79,20 +91,11 @@ func handshake(b []byte) (body []byte, need int) {
 				return nil, 0
 			}
 		}
-		rest := max(want, handshakeHeader) - len(message)
-		if len(b) < at+recordHeader {
-			return nil, at + recordHeader + 1
+		if at+length > len(b) {
+			// Not more than the message, which may end before the record does.
+			return nil, at + min(length, want-before)
 		}
-		length := int(binary.BigEndian.Uint16(b[at+3:]))
-		if b[at] != recordHandshake || b[at+1] != 3 || length == 0 || length > maxRecord {
-			return nil, 0 // an empty record of a handshake is forbidden: RFC 8446 §5.1
-		}
-		if end := at + recordHeader + min(length, rest); len(b) < end {
-			return nil, end
-		}
-		end := at + recordHeader + length
-		message = append(message, b[at+recordHeader:min(end, len(b))]...)
-		at = end
+		at += length
 	}
 }
 
