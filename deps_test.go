@@ -87,7 +87,7 @@ var listed = sync.OnceValues(func() ([]pkg, error) {
 	if err != nil {
 		return nil, err
 	}
-	guest, err := goList("netbsd", "./cmd/smolinit/...", "./bench/testimg/guestcheck/...")
+	guest, err := goList("netbsd", "./cmd/smolinit/...", "./bench/testimg/guestcheck/...", "./bench/netbsd/netcheck/...")
 	return append(host, guest...), err
 })
 

@@ -30,6 +30,7 @@ type Config struct {
 	Grace    *int              `json:"grace"`         // seconds between SIGTERM and SIGKILL; nil is defaultGrace
 	RootRO   bool              `json:"root_readonly"` // leave the root file system as the kernel mounted it
 	Quiet    bool              `json:"quiet"`         // say nothing but what is wrong
+	Net      *[]Net            `json:"net"`           // nil: DHCP and SLAAC on every VirtIO interface
 }
 
 // Mount is a file system to mount before the command runs.
@@ -96,6 +97,7 @@ func (c *Config) merge(doc []byte, name string) error {
 		"argv":   func() { c.Argv = nil },
 		"groups": func() { c.Groups = nil },
 		"mounts": func() { c.Mounts = nil },
+		"net":    func() { c.Net = nil },
 	} {
 		if _, ok := given[key]; ok {
 			list()
@@ -152,6 +154,16 @@ func (c *Config) check() error {
 	for i, m := range c.Mounts {
 		if err := m.check(); err != nil {
 			return fmt.Errorf("mounts[%d]: %w", i, err)
+		}
+	}
+	if c.Net != nil {
+		if len(*c.Net) > maxNets {
+			return fmt.Errorf("net: %d interfaces; at most %d are set up", len(*c.Net), maxNets)
+		}
+		for i := range *c.Net {
+			if err := (*c.Net)[i].check(); err != nil {
+				return fmt.Errorf("net[%d]: %w", i, err)
+			}
 		}
 	}
 	for kind, places := range map[string]map[string]Place{"file": c.Files, "secret": c.Secrets} {

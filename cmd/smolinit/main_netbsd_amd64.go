@@ -92,9 +92,10 @@ func (s *system) run() (status int) {
 		}
 	}
 	// A kernel without INET has no lo0, and needs none.
-	if err := loopbackUp(); err != nil && !errors.Is(err, unix.ENXIO) && !errors.Is(err, unix.EAFNOSUPPORT) {
+	if err := s.loopback(); err != nil && !errors.Is(err, unix.ENXIO) && !errors.Is(err, unix.EAFNOSUPPORT) {
 		s.notef("lo0: %v", err)
 	}
+	s.network()
 	st := &stager{uid: s.cfg.UID, gid: s.cfg.GID, memory: inMemory, chown: (*os.File).Chown}
 	if err := st.stage(&s.cfg, it); err != nil {
 		s.notef("%v", err)

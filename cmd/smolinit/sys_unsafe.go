@@ -173,31 +173,52 @@ func drain(fd int) error {
 	return unix.IoctlSetInt(fd, unix.TIOCDRAIN, 0)
 }
 
-// loopbackUp gives lo0 its address (in(4), SIOCAIFADDR with a struct
-// ifaliasreq), which nobody else does here.
-func loopbackUp() error {
-	const siocAIFADDR = 0x8040691a // _IOW('i', 26, struct ifaliasreq)
-	type sockaddrIn struct {
-		len, family uint8
-		port        uint16
-		addr        [4]byte
-		_           [8]byte
-	}
-	req := struct {
-		name            [16]byte
-		addr, dst, mask sockaddrIn
-	}{
-		addr: sockaddrIn{len: 16, family: unix.AF_INET, addr: [4]byte{127, 0, 0, 1}},
-		mask: sockaddrIn{len: 16, family: unix.AF_INET, addr: [4]byte{255, 0, 0, 0}},
-	}
-	copy(req.name[:], "lo0")
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if _, _, errno := syscall.Syscall(unix.SYS_IOCTL, uintptr(fd), siocAIFADDR, uintptr(unsafe.Pointer(&req))); errno != 0 {
+// ioctl does a request whose argument is a structure in b.
+func ioctl(fd int, request uint, b []byte) error {
+	if _, _, errno := syscall.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(unsafe.Pointer(unsafe.SliceData(b)))); errno != 0 {
 		return errno
 	}
 	return nil
+}
+
+// addresses is SIOCGIFCONF (netintro(4)): an ifreq for each address of each
+// interface.
+func addresses(fd int) ([]byte, error) {
+	buf := make([]byte, maxIfconf)
+	conf := struct { // struct ifconf, net/if.h
+		len int32
+		buf *byte
+	}{int32(len(buf)), unsafe.SliceData(buf)}
+	if _, _, errno := syscall.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCGIFCONF, uintptr(unsafe.Pointer(&conf))); errno != 0 {
+		return nil, errno
+	}
+	return buf[:min(max(int(conf.len), 0), len(buf))], nil
+}
+
+// setFilter gives a packet filter its program (bpf(4), BIOCSETF).
+func setFilter(fd int, program []insn) error {
+	p := struct { // struct bpf_program
+		len uint32
+		ins *insn
+	}{uint32(len(program)), unsafe.SliceData(program)}
+	if _, _, errno := syscall.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.BIOCSETF, uintptr(unsafe.Pointer(&p))); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// Names of sysctl(7) for the probes of duplicate address detection.
+var (
+	probesIP  = []int32{4, 2, 0, 25}   // net.inet.ip.dad_count: CTL_NET, PF_INET, IPPROTO_IP, IPCTL_DAD_COUNT (netinet/in.h)
+	probesIP6 = []int32{4, 24, 41, 16} // net.inet6.ip6.dad_count: PF_INET6, IPPROTO_IPV6, IPV6CTL_DAD_COUNT (netinet6/in6.h)
+)
+
+// swapInt32 sets an integer of sysctl(7) and gives its old value.
+func swapInt32(mib []int32, value int32) (old int32, err error) {
+	n := unsafe.Sizeof(old)
+	if _, _, errno := syscall.Syscall6(unix.SYS___SYSCTL, uintptr(unsafe.Pointer(unsafe.SliceData(mib))), uintptr(len(mib)),
+		uintptr(unsafe.Pointer(&old)), uintptr(unsafe.Pointer(&n)), uintptr(unsafe.Pointer(&value)), n); errno != 0 {
+		return 0, errno
+	}
+	return old, nil
 }
