@@ -46,6 +46,7 @@ func boot() error {
 	if err := mountAll(wire.GuestRoot); err != nil {
 		return err
 	}
+	shortSlices()
 	var modErr error
 	for _, m := range spec.Modules {
 		if err := loadModule(m); err != nil {
