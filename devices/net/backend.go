@@ -1,6 +1,28 @@
 // Package net is the VirtIO network device (VirtIO 1.2 §5.1): pairs of queues
 // in front of a Backend, the network that its frames go to and come from. It
-// knows Ethernet frames and virtio_net_hdr, and nothing of what is in a frame.
+// knows Ethernet frames and virtio_net_hdr, and of what is in a frame only what
+// tells one flow from another.
+//
+// A frame of the guest's is handed to the network as runs of guest memory, without
+// a copy; a frame for the guest is copied once, into the buffers that it posted.
+// Frames go in batches, for each of which the rings are published once. The path
+// of a frame allocates nothing.
+//
+// # What is dropped
+//
+// A frame is dropped, and counted, when its header asks for what was not
+// negotiated, when it is too short or too long for the link, when the link is down
+// and, to the guest, when the guest does not want its address or posts buffers that
+// cannot hold it. Nothing else is: a guest without buffers and a rate limit make
+// the frames wait where they are. A ring that breaks the rules of VirtIO is a
+// fault: the device tells the driver (DEVICE_NEEDS_RESET) and stops until it is
+// reset.
+//
+// # Goroutines
+//
+// From DRIVER_OK on there is one for each transmit queue, one for all receive
+// queues, and one for the control queue. Each sleeps on one doorbell or timer at a
+// time, and is gone when Reset, Quiesce or Close returns.
 package net
 
 // HeaderLen is the size of virtio_net_hdr of a device that has VERSION_1, in
