@@ -3,10 +3,7 @@
 // say what is wrong: IOERR, UNSUPP, or DEVICE_NEEDS_RESET (VirtIO 1.2 §2.1.2).
 
 #include "hostile.h"
-
-// WAIT_MS is far beyond what a device takes, on a busy host too; where silence is
-// the right answer, it is waited out.
-#define WAIT_MS 1000
+#include "net.h"
 
 void at(struct blk *b, u32 i, u64 addr, u32 len, u16 flags, u16 next)
 {
@@ -74,7 +71,7 @@ u32 send(struct blk *b, u16 head)
 	return outcome(b, WAIT_MS);
 }
 
-static const char *outcome_name(u32 o)
+const char *outcome_name(u32 o)
 {
 	switch (o) {
 	case O_OK: return "OK";
@@ -111,6 +108,13 @@ static int sound(struct blk *b, struct vdev *d, const char *name, const u8 *firs
 	return 1;
 }
 
+int chosen(const char *v, int all, const char *name)
+{
+	const char *rest = after(v, name);
+
+	return all || (rest && (!*rest || *rest == ',' || *rest == ' '));
+}
+
 static void run(struct blk *b, struct vdev *d, const struct hostile *h, const u8 *first)
 {
 	u64 config, irq_wait;
@@ -138,37 +142,50 @@ static void run(struct blk *b, struct vdev *d, const struct hostile *h, const u8
 		ok("hostile", "name=%s outcome=%s config_irqs=%lu", h->name, outcome_name(o), config);
 }
 
-void mode_hostile(const char *v)
+// disk tries the cases of v on the disk d: how many there are.
+static u32 disk(const char *v, int all, struct vdev *d)
 {
 	static const struct hostile *const families[] = { hostile_chains, hostile_rings, hostile_races };
 	static u8 first[512];
 	struct blk b = { 0 };
-	struct vdev *d = blk_device(opt_number("dev", 0));
 	u32 found = 0;
-	int all = after(v, "all") != NULL;
 	u8 st;
 
-	mp_read();
-	if (!d || !blk_init(&b, d, ALL_FEATURES)) {
+	if (!blk_init(&b, d, ALL_FEATURES)) {
 		fail("hostile", "no disk");
-		return;
+		finish();
 	}
 	st = blk_do(&b, T_IN, 0, b.buf, 512);
 	if (st != ST_OK) {
 		fail("hostile", "reading sector 0: %s", blk_status(st));
-		return;
+		finish();
 	}
 	memcpy(first, b.buf, 512);
 	for (u32 i = 0; i < COUNT(families); i++)
-		for (const struct hostile *h = families[i]; h->name; h++) {
-			const char *rest = after(v, h->name);
+		for (const struct hostile *h = families[i]; h->name; h++)
+			if (chosen(v, all, h->name)) {
+				found++;
+				run(&b, d, h, first);
+			}
+	virtio_reset(d);
+	return found;
+}
 
-			if (!all && (!rest || (*rest && *rest != ',' && *rest != ' ')))
-				continue;
-			found++;
-			run(&b, d, h, first);
-		}
+void mode_hostile(const char *v)
+{
+	struct vdev *d = blk_device(opt_number("dev", 0));
+	u32 found = 0;
+	int all = after(v, "all") != NULL;
+
+	mp_read();
+	if (!d && !net_device(0)) {
+		fail("hostile", "no disk");
+		return;
+	}
+	if (d)
+		found += disk(v, all, d);
+	if (net_device(opt_number("net", 0)))
+		found += hostile_nets(v, all);
 	if (!found)
 		fail("hostile", "no such case: %s", v);
-	virtio_reset(d);
 }

@@ -26,6 +26,25 @@ struct hostile {
 };
 extern const struct hostile hostile_chains[], hostile_rings[], hostile_races[]; // each ends with name NULL
 
+// The same for a network interface: what follows a provocation is a reset, and
+// a ping that must come back.
+struct net;
+struct hostile_net {
+	const char *name;
+	u32 (*run)(struct net *n);
+	u32 allowed;
+	u64 without;
+	u32 bare;	// start without buffers to receive into
+};
+extern const struct hostile_net hostile_frames[], hostile_traffic[];
+u32 hostile_nets(const char *v, int all);	// how many cases were found
+u32 net_outcome(struct net *n, struct vq *q, u32 wait_ms);
+
+int chosen(const char *v, int all, const char *name);
+
+// WAIT_MS is far beyond what a device takes, on a busy host too; where silence is
+// the right answer, it is waited out.
+#define WAIT_MS 1000
 #define ALL_FEATURES (F_INDIRECT | F_EVENT_IDX | B_FLUSH | B_RO | B_BLK_SIZE | B_SEG_MAX | B_DISCARD | B_WRITE_ZEROES | B_CONFIG_WCE)
 
 void at(struct blk *b, u32 i, u64 addr, u32 len, u16 flags, u16 next);	// descriptor i of the ring
@@ -34,6 +53,7 @@ u32 send(struct blk *b, u16 head);			// offers, kicks, waits: the outcome
 u32 outcome(struct blk *b, u32 wait_ms);
 #define HDR(b) ((u64)&(b)->slots[0].hdr)
 #define STATUS(b) ((u64)&(b)->slots[0].status)
+const char *outcome_name(u32 o);
 u64 ram_top(void);	// behind the last RAM below the hole
 
 #endif

@@ -98,7 +98,7 @@ void udp_send(struct net *n, const u8 *mac, u32 dst, u16 dport, u16 sport, const
 	net_send_copy(n, t, ETH + 28, p, len);
 }
 
-static void arp_send(struct net *n, const u8 *to, u16 op, u32 ip, const u8 *mac)
+void arp_send(struct net *n, const u8 *to, u16 op, u32 ip, const u8 *mac)
 {
 	struct tx *t = net_slot(n);
 	u8 *a;

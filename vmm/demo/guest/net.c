@@ -66,7 +66,7 @@ static int queue(struct net *n, struct vq *q, u16 index, void *mem)
 
 static u32 least(u64 a, u64 b) { return a < b ? a : b; }
 
-int net_init(struct net *n, struct vdev *d, u64 want, u32 rxbuf)
+int net_start(struct net *n, struct vdev *d, u64 want, u32 rxbuf)
 {
 	static u8 *rings, *rxmem, *txmem, *whole;
 	static struct tx *slots;
@@ -128,15 +128,27 @@ int net_init(struct net *n, struct vdev *d, u64 want, u32 rxbuf)
 		fail("net", "dev=%u wants a reset at DRIVER_OK", d->n);
 		return 0;
 	}
+	vq_no_irq(n->tx);
+	timer_set(TICK, 1);
+	return 1;
+}
+
+int net_init(struct net *n, struct vdev *d, u64 want, u32 rxbuf)
+{
+	if (!net_start(n, d, want, rxbuf))
+		return 0;
+	net_fill(n);
+	return 1;
+}
+
+void net_fill(struct net *n)
+{
 	for (u32 i = 0; i < n->nrx; i++) {
 		n->rx->desc[i] = (struct desc){ (u64)n->rxmem + (u64)i * n->rxbuf, n->rxbuf, D_WRITE, 0 };
 		vq_put(n->rx, i);
 	}
 	vq_want_irq(n->rx);
-	vq_no_irq(n->tx);
 	vq_publish(n->rx);
-	timer_set(TICK, 1);
-	return 1;
 }
 
 u8 net_status(struct net *n)

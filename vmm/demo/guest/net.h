@@ -63,6 +63,8 @@ struct net {
 struct vdev *net_device(u32 n);			// the n-th interface, or NULL
 u64 net_features(void);				// what the driver can use, less what options switch off
 int net_init(struct net *n, struct vdev *d, u64 want, u32 rxbuf); // rxbuf 0: a whole frame; 0: reported, unusable
+int net_start(struct net *n, struct vdev *d, u64 want, u32 rxbuf);	// the same, without buffers to receive into
+void net_fill(struct net *n);			// gives it those
 u32 net_poll(struct net *n);			// takes in what has come: frames
 u32 net_step(struct net *n);			// the same, and sleeps first if there is nothing, a tick at most
 struct tx *net_slot(struct net *n);		// for the next frame, NULL if the device is broken
@@ -81,6 +83,7 @@ void net_input(struct net *n, const struct net_hdr *h, u8 *f, u32 len);
 u8 *ip_frame(struct net *n, struct tx *t, const u8 *mac, u32 dst, u8 proto, u32 l4_len);	// → where layer 4 goes
 void l4_sum(struct net *n, struct tx *t, u32 hlen, u32 at, const void *more, u32 more_len);	// fills in the checksum at l4+at
 void udp_send(struct net *n, const u8 *mac, u32 dst, u16 dport, u16 sport, const void *p, u32 len);
+void arp_send(struct net *n, const u8 *to, u16 op, u32 ip, const u8 *mac);
 void arp_ask(struct net *n, u32 ip);
 int arp_find(struct net *n, u32 ip, u32 ms, u8 mac[6]);
 int ping(struct net *n, u32 ip, u32 len, u32 ms, u64 *us);
