@@ -172,6 +172,9 @@ func splitPorts(s string) (host, ports string, err error) {
 	if rest == "" {
 		return "", "", errors.New("ports are missing after the colon")
 	}
+	if strings.HasPrefix(rest, "//") {
+		return "", "", errors.New("a name is written without path and scheme, as api.example.com:443")
+	}
 	if host == "" {
 		host = "all"
 	}
@@ -229,7 +232,7 @@ func (r *Rule) parseHost(host string) error {
 		return err
 	}
 	name, wildcard := strings.CutPrefix(host, "*.")
-	if err := checkName(name); err != nil {
+	if err := checkName(name, wildcard); err != nil {
 		return err
 	}
 	r.kind, r.name, r.wildcard = isName, strings.TrimSuffix(name, "."), wildcard
@@ -257,7 +260,7 @@ func parsePrefix(s string) (netip.Prefix, error) {
 		if strings.Contains(length, ":") {
 			return netip.Prefix{}, errors.New("an IPv6 prefix with ports is written [PREFIX]:PORTS")
 		}
-		if strings.Contains(s, "//") || checkName(before) == nil {
+		if checkName(before, true) == nil {
 			return netip.Prefix{}, fmt.Errorf("%q is no prefix: a name is written without path and scheme", s)
 		}
 		return netip.Prefix{}, fmt.Errorf("%q is no prefix: write ADDRESS/LENGTH, as in 192.0.2.0/24", s)
@@ -278,8 +281,9 @@ func parsePrefix(s string) (netip.Prefix, error) {
 // 255 bytes with a length before each label and the root's).
 const maxName = 253
 
-// checkName takes host names (RFC 1123 §2.1) and underscores, which DNS names have.
-func checkName(s string) error {
+// checkName takes host names (RFC 1123 §2.1) and underscores, which DNS names
+// have. short: a single label will do, since it cannot be a mistyped word.
+func checkName(s string, short bool) error {
 	name, rooted := strings.CutSuffix(s, ".")
 	labels := strings.Split(name, ".")
 	for _, l := range labels {
@@ -304,7 +308,7 @@ func checkName(s string) error {
 	if last := labels[len(labels)-1]; strings.Trim(last, "0123456789") == "" {
 		return fmt.Errorf("%q is no address, and no name ends in a number", s)
 	}
-	if len(labels) == 1 && !rooted {
+	if len(labels) == 1 && !rooted && !short {
 		return fmt.Errorf("%q is none of all, metadata and private; for a host's name of one label write %q", s, s+".")
 	}
 	return nil

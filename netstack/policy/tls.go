@@ -54,11 +54,15 @@ func ServerName(b []byte) (name string, need int, ok bool) {
 // sslv2 tells a ClientHello in SSL 2's form (RFC 5246 §E.2), which names nobody.
 func sslv2(b []byte) (string, int, bool) {
 	const typeAt, majorAt = 2, 3
-	if len(b) > typeAt && b[typeAt] != handshakeHello || len(b) > majorAt && b[majorAt] != 3 && b[majorAt] != 0 {
+	switch {
+	case len(b) <= typeAt:
+		return "", typeAt + 1, false
+	case b[typeAt] != handshakeHello:
 		return "", 0, false
-	}
-	if len(b) <= majorAt {
+	case len(b) <= majorAt:
 		return "", majorAt + 1, false
+	case b[majorAt] != 3 && b[majorAt] != 0: // it offers SSL 3 and later, or SSL 2 alone
+		return "", 0, false
 	}
 	return "", 0, true
 }
