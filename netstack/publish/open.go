@@ -16,12 +16,12 @@ import (
 
 // takenError is an address that somebody else has.
 type takenError struct {
-	network, addr string
-	port          uint16
+	network string
+	at      netip.AddrPort
 }
 
 func (e *takenError) Error() string {
-	return fmt.Sprintf("%s port %d of the host is taken (%s): choose another, or 0 for any that is free", e.network, e.port, e.addr)
+	return fmt.Sprintf("%s port %d of the host is taken (%s): choose another, or 0 for any that is free", e.network, e.at.Port(), e.at)
 }
 
 // portTries is how often a port that is free in one family is looked for until
@@ -117,7 +117,7 @@ const firstFree = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 func explain(network string, at netip.AddrPort, err error) error {
 	switch {
 	case errors.Is(err, unix.EADDRINUSE):
-		return &takenError{network: network, addr: at.String(), port: at.Port()}
+		return &takenError{network: network, at: at}
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		first := "1024"
 		if b, err := os.ReadFile(firstFree); err == nil && len(b) > 1 {

@@ -56,13 +56,44 @@ func TestTakenByAnotherPublication(t *testing.T) {
 	}
 	port := strconv.Itoa(int(s.Addrs()[0].Spec.HostPort))
 	s.Close()
-	s, err = Open(specs(t, port+":80", port+":80/udp", "127.0.0.1:"+port+":81"), Config{})
-	if err == nil {
-		s.Close()
-		t.Fatal("one port twice is taken")
+	for _, twice := range []string{"127.0.0.1:", "0.0.0.0:", "[::]:", ""} {
+		s, err = Open(specs(t, port+":80", port+":80/udp", twice+port+":81"), Config{})
+		if err == nil {
+			s.Close()
+			t.Fatal("one port twice is taken")
+		}
+		if !strings.Contains(err.Error(), "another publication, tcp::"+port+"-:80") {
+			t.Errorf("%q", err)
+		}
 	}
-	if !strings.Contains(err.Error(), "another publication, tcp::"+port+"-:80") {
-		t.Errorf("%q", err)
+	// In the other family it is free.
+	s, err = Open(specs(t, "127.0.0.1:"+port+":80", "[::1]:"+port+":81"), Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+}
+
+// TestPortZeroIsFreeInBoth: with so many ports taken in one family alone, some of
+// what the kernel proposes is no use.
+func TestPortZeroIsFreeInBoth(t *testing.T) {
+	for range 1500 {
+		l, err := net.Listen("tcp6", "[::1]:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+	}
+	for range 100 {
+		s, err := Open(specs(t, "80"), Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		p := s.Addrs()[0]
+		if len(p.Addrs) != 2 || addrPort(p.Addrs[0]).Port() != addrPort(p.Addrs[1]).Port() {
+			t.Fatalf("%v", p.Addrs)
+		}
 	}
 }
 

@@ -296,6 +296,47 @@ func TestWaitIsBounded(t *testing.T) {
 	}
 }
 
+// TestWhoGoesAwayWaitsNoMore: a client that resets its connection gives its
+// place back; one that has only sent its end keeps it.
+func TestWhoGoesAwayWaitsNoMore(t *testing.T) {
+	addr := service(t, echo)
+	var up atomic.Bool
+	g := &guest{dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		if !up.Load() {
+			return nil, unix.ECONNREFUSED
+		}
+		return towards(addr).dial(ctx, network, address)
+	}}
+	s := publish(t, g, Config{}, "80")
+	a := s.Addrs()[0].Addrs[0]
+	wait := func(n int64) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); s.Addrs()[0].Stats.Waiting != n; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%+v, want %d waiting", s.Addrs()[0].Stats, n)
+			}
+		}
+	}
+	var gone [3]*net.TCPConn
+	for i := range gone {
+		gone[i] = dial(t, a).(*net.TCPConn)
+		wait(int64(i + 1))
+	}
+	patient := dial(t, a).(*net.TCPConn)
+	_, _ = io.WriteString(patient, "patient")
+	_ = patient.CloseWrite()
+	wait(4)
+	for _, c := range gone {
+		_ = c.SetLinger(0)
+		c.Close()
+	}
+	wait(1)
+	up.Store(true)
+	if b, err := io.ReadAll(patient); err != nil || string(b) != "patient" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
 // TestLaterRefusalIsPassedOn: once the service has answered, each refusal is the
 // client's, after one try.
 func TestLaterRefusalIsPassedOn(t *testing.T) {

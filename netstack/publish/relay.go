@@ -3,6 +3,7 @@ package publish
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"time"
@@ -101,7 +102,7 @@ func (r *relay) sleep(ctx context.Context, d time.Duration, hint <-chan struct{}
 func (r *relay) serve(p *port, host net.Conn) {
 	// The end of the machine ends a connection at once, whatever it waits for.
 	stop := context.AfterFunc(r.ctx, func() { abort(host) })
-	guest, err := r.connect(p)
+	guest, err := r.connect(p, host)
 	if err != nil {
 		stop()
 		p.counts.refused.Add(1)
@@ -117,7 +118,7 @@ func (r *relay) serve(p *port, host net.Conn) {
 // connect reaches the guest's service. Until it first answers, connections wait:
 // one of them tries, the others get to know by it. Afterwards the first answer
 // is the answer.
-func (r *relay) connect(p *port) (net.Conn, error) {
+func (r *relay) connect(p *port, host net.Conn) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(r.ctx, r.config.Wait)
 	defer cancel()
 	select {
@@ -127,13 +128,14 @@ func (r *relay) connect(p *port) (net.Conn, error) {
 	}
 	p.counts.waiting.Add(1)
 	defer p.counts.waiting.Add(-1)
+	defer newWatch(host).during(cancel)() // who goes away waits no more
 	select {
 	case <-p.answered:
 	case p.probe <- struct{}{}:
 		defer func() { <-p.probe }()
 		return r.try(ctx, p)
 	case <-ctx.Done():
-		return nil, errors.New("the guest's service did not answer in time")
+		return nil, fmt.Errorf("while the guest's service did not answer: %w", ctx.Err())
 	}
 	return r.dial(ctx, p)
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -167,8 +168,8 @@ func (s *Set) open(spec Spec) error {
 		var taken *takenError
 		if errors.As(err, &taken) {
 			for _, other := range s.ports {
-				if other.has(spec.Network, taken.addr) {
-					return fmt.Errorf("publish %v: %s is taken by another publication, %v", spec, taken.addr, other.spec)
+				if other.covers(spec.Network, taken.at) {
+					return fmt.Errorf("publish %v: %s is taken by another publication, %v", spec, taken.at, other.spec)
 				}
 			}
 		}
@@ -241,9 +242,12 @@ func (p *port) addrs() []net.Addr {
 	return out
 }
 
-func (p *port) has(network, addr string) bool {
+// covers says whether the publication has a port of at's address.
+func (p *port) covers(network string, at netip.AddrPort) bool {
 	for _, a := range p.addrs() {
-		if p.spec.Network == network && a.String() == addr {
+		own := addrPort(a)
+		same := own.Addr() == at.Addr() || own.Addr().IsUnspecified() || at.Addr().IsUnspecified()
+		if p.spec.Network == network && own.Port() == at.Port() && own.Addr().Is4() == at.Addr().Is4() && same {
 			return true
 		}
 	}

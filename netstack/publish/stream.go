@@ -6,8 +6,6 @@ import (
 	"net"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -26,26 +24,25 @@ const (
 // closes them. A direction that ends is closed in the other's sense only; a
 // reset of either side resets the other.
 func (r *relay) join(p *port, host, guest net.Conn) {
-	j := &joint{host: host, guest: guest}
+	j := &joint{host: host, guest: guest, watch: newWatch(host)}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		if !j.relay(r, host, guest, &p.counts.fromGuest) {
 			return
 		}
-		j.replied.Store(true) // before host looks as if a reset had ended it
+		j.watch.end() // before host looks as if a reset had ended it
 		if closeWrite(host) != nil {
 			j.kill()
-		}
-		if j.watching.Load() {
-			_ = host.SetReadDeadline(time.Now())
 		}
 	}()
 	if j.relay(r, guest, host, &p.counts.toGuest) {
 		if closeWrite(guest) != nil {
 			j.kill()
 		}
-		if j.died() {
+		// Who has sent FIN and then goes away sends RST to what still comes, and
+		// nothing would read that.
+		if j.watch.died() {
 			j.kill()
 		}
 	}
@@ -63,8 +60,7 @@ func (r *relay) join(p *port, host, guest net.Conn) {
 type joint struct {
 	host, guest net.Conn
 	broken      atomic.Bool // it ends with a reset
-	replied     atomic.Bool // the guest has sent all that it will
-	watching    atomic.Bool // host is read no more, but for its death
+	watch       *watch      // of host, until the guest has sent all that it will
 }
 
 func (j *joint) kill() {
@@ -89,37 +85,6 @@ func (j *joint) relay(r *relay, dst, src net.Conn, n *atomic.Int64) bool {
 		return true
 	}
 	return false
-}
-
-// died waits until the guest has sent all of its own, or the host's side is
-// reset, which it says. Who has sent FIN and then goes away sends RST to what
-// still comes, and nothing would read that.
-func (j *joint) died() (dead bool) {
-	// A Unix socket that was closed looks the same as one that was only half
-	// closed and reset; a write to it tells.
-	tcp, ok := j.host.(*net.TCPConn)
-	if !ok {
-		return false
-	}
-	raw, err := tcp.SyscallConn()
-	if err != nil {
-		return false
-	}
-	j.watching.Store(true)
-	// The runtime calls this again at each event of the socket, until it is true.
-	_ = raw.Read(func(fd uintptr) bool {
-		// POLLHUP is there for a reset, and when both ends were shut down, which
-		// replied comes before.
-		fds := []unix.PollFd{{Fd: int32(fd)}}
-		n, err := unix.Poll(fds, 0)
-		gone := err == nil && n > 0 && fds[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
-		if j.replied.Load() {
-			return true
-		}
-		dead = gone
-		return gone
-	})
-	return dead
 }
 
 // copy copies until src ends or either side fails.
