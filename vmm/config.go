@@ -8,6 +8,7 @@ import (
 
 	"github.com/smolvmm/smolvmm/devices/blk/disk"
 	"github.com/smolvmm/smolvmm/devices/fwcfg"
+	"github.com/smolvmm/smolvmm/devices/net"
 	"github.com/smolvmm/smolvmm/vmm/guestmem"
 	"github.com/smolvmm/smolvmm/vmm/internal/cpu"
 	"github.com/smolvmm/smolvmm/vmm/internal/jail"
@@ -39,6 +40,17 @@ type File struct {
 
 // Disk is one virtio-blk device: where its bytes are and how they may be used.
 type Disk = disk.Options
+
+// Net is one virtio-net device: the network behind it, which can be any of the
+// caller's, and how much may pass. The network stays the caller's: Close it after
+// the machine. Its connections are no part of a machine's state.
+type Net = net.Config
+
+// NetLimits are an interface's rates; NetLimit is one way's.
+type (
+	NetLimits = net.Limits
+	NetLimit  = net.Limit
+)
 
 // Item is a file that the guest reads from the fw_cfg device.
 type Item = fwcfg.Item
@@ -72,6 +84,8 @@ type Config struct {
 
 	// Disks are the virtio-blk devices: ld0, ld1 and so on.
 	Disks []Disk
+	// Nets are the virtio-net devices, behind the disks: vioif0, vioif1 and so on.
+	Nets []Net
 	// ConsoleIn feeds COM1's receiver. It is read only as fast as the guest
 	// reads, and belongs to the caller: close it after Run to end a blocked Read.
 	ConsoleIn io.Reader
@@ -153,10 +167,27 @@ func (c Config) withDefaults() (Config, cpu.Template, error) {
 		err = fmt.Errorf("%d bytes of memory: must be between 1 MiB and 64 GiB", c.Memory)
 	case c.Memory%MemoryUnit != 0:
 		err = fmt.Errorf("%d bytes of memory: must be a multiple of %d", c.Memory, MemoryUnit)
-	case len(c.Disks) > maxVirtio:
-		err = fmt.Errorf("%d disks: at most %d", len(c.Disks), maxVirtio)
+	case len(c.Disks)+len(c.Nets) > maxVirtio:
+		err = fmt.Errorf("%d disks and %d interfaces: at most %d of both", len(c.Disks), len(c.Nets), maxVirtio)
+	default:
+		err = c.checkNets()
 	}
 	return c, t, err
+}
+
+// checkNets refuses interfaces that cannot be, or that a guest could not tell apart.
+func (c Config) checkNets() error {
+	for i, n := range c.Nets {
+		if err := n.Check(); err != nil {
+			return fmt.Errorf("interface %d: %w", i, err)
+		}
+		for j, o := range c.Nets[:i] {
+			if n.MAC == o.MAC {
+				return fmt.Errorf("interfaces %d and %d have the address %x: each needs its own", j, i, n.MAC)
+			}
+		}
+	}
+	return nil
 }
 
 // ConfigError is an input that the caller can mend: nothing has been started.

@@ -30,8 +30,9 @@ func (m *Machine) makeRAM(from *State) (err error) {
 
 // loadKernel puts the kernel and what it is told into memory.
 func (m *Machine) loadKernel() (regs pvh.Regs, err error) {
-	p := pvh.Params{CPUs: m.cfg.CPUs, LevelPins: levelPins(len(m.cfg.Disks)), FreshMemory: true}
-	if p.Cmdline, err = pvh.Cmdline(m.cfg.Cmdline, virtioArgs(len(m.cfg.Disks))); err != nil {
+	transports := len(m.cfg.Disks) + len(m.cfg.Nets)
+	p := pvh.Params{CPUs: m.cfg.CPUs, LevelPins: levelPins(transports), FreshMemory: true}
+	if p.Cmdline, err = pvh.Cmdline(m.cfg.Cmdline, virtioArgs(transports)); err != nil {
 		return regs, &ConfigError{err}
 	}
 	var closers []func() error

@@ -11,6 +11,7 @@ import (
 	"github.com/smolvmm/smolvmm/devices/blk/disk"
 	"github.com/smolvmm/smolvmm/devices/fwcfg"
 	"github.com/smolvmm/smolvmm/devices/mmio"
+	"github.com/smolvmm/smolvmm/devices/net"
 	"github.com/smolvmm/smolvmm/devices/ports"
 	"github.com/smolvmm/smolvmm/devices/rtc"
 	"github.com/smolvmm/smolvmm/devices/uart"
@@ -53,6 +54,11 @@ func (m *Machine) addDevices() error {
 			return err
 		}
 	}
+	for i, n := range m.cfg.Nets {
+		if err := m.addNet(i, n); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -88,6 +94,18 @@ func (m *Machine) addDisk(i int, o Disk) error {
 	}
 	d := blk.New(blk.Config{Backend: b, Log: m.log})
 	return m.addVirtio(fmt.Sprintf("disk%d", i), d, d.Close)
+}
+
+// addNet attaches an interface. Its backend is the caller's, and outlives it.
+func (m *Machine) addNet(i int, n Net) error {
+	if n.Log == nil {
+		n.Log = m.log
+	}
+	d, err := net.New(n)
+	if err != nil {
+		return &ConfigError{fmt.Errorf("interface %d: %w", i, err)}
+	}
+	return m.addVirtio(fmt.Sprintf("net%d", i), d, d.Close)
 }
 
 // addVirtio gives a device the next transport, its pin and its doorbells.
