@@ -36,9 +36,16 @@ struct hostile_net {
 	u64 without;
 	u32 bare;	// start without buffers to receive into
 };
-extern const struct hostile_net hostile_frames[], hostile_traffic[];
+extern const struct hostile_net hostile_frames[], hostile_buffers[], hostile_traffic[]; // each ends with name NULL
 u32 hostile_nets(const char *v, int all);	// how many cases were found
-u32 net_outcome(struct net *n, struct vq *q, u32 wait_ms);
+u32 net_outcome(struct net *n, struct vq *q, u32 wait_ms);	// O_USED, O_RESET or O_SILENT
+u32 net_offer(struct net *n, struct vq *q, u16 head);		// kicks, waits: the outcome
+void net_put(struct vq *q, u32 i, u64 addr, u32 len, u16 flags, u16 next);	// descriptor i
+struct tx *asking(struct net *n);	// slot 0 with an ARP request, which may be answered
+#define FRAME(n) ((u64)&(n)->slots[0].h)
+#define HANDLED (O_USED | O_RESET)
+#define ANY (O_LIVES | O_RESET)
+extern u32 lease_ip, lease_hop;	// the addresses that the interface works with
 
 int chosen(const char *v, int all, const char *name);
 

@@ -1,5 +1,5 @@
-// Frames, buffers and commands that break the rules of a network interface
-// (VirtIO 1.2 §5.1.6), and how such a case is run.
+// Buffers and commands that break the rules of a network interface (VirtIO 1.2
+// §5.1.6), and how the cases of an interface are run.
 
 #include "hostile.h"
 #include "net.h"
@@ -9,7 +9,8 @@
 #define W D_WRITE
 #define SOUND_MS 10000	// the network may have much to throw away first
 
-static u32 lease_ip, lease_mask, lease_gw, lease_dns, lease_hop;
+u32 lease_ip, lease_hop;
+static u32 lease_mask, lease_gw, lease_dns;
 
 u32 net_outcome(struct net *n, struct vq *q, u32 wait_ms)
 {
@@ -29,7 +30,7 @@ u32 net_outcome(struct net *n, struct vq *q, u32 wait_ms)
 	return O_SILENT;
 }
 
-static u32 offer(struct net *n, struct vq *q, u16 head)
+u32 net_offer(struct net *n, struct vq *q, u16 head)
 {
 	vq_put(q, head);
 	barrier();
@@ -39,13 +40,13 @@ static u32 offer(struct net *n, struct vq *q, u16 head)
 	return net_outcome(n, q, WAIT_MS);
 }
 
-static void put(struct vq *q, u32 i, u64 addr, u32 len, u16 flags, u16 next)
+void net_put(struct vq *q, u32 i, u64 addr, u32 len, u16 flags, u16 next)
 {
 	q->desc[i] = (struct desc){ addr, len, flags, next };
 }
 
 // asking makes slot 0's frame an ARP request, which may be answered.
-static struct tx *asking(struct net *n)
+struct tx *asking(struct net *n)
 {
 	struct tx *t = &n->slots[0];
 	u8 *a = t->frame + ETH;
@@ -61,135 +62,6 @@ static struct tx *asking(struct net *n)
 	put32(a + 24, lease_hop);
 	return t;
 }
-
-// sent is one frame of a single descriptor.
-static u32 sent(struct net *n, u64 addr, u32 len, u16 flags)
-{
-	asking(n);
-	put(n->tx, 0, addr, len, flags, 0);
-	return offer(n, n->tx, 0);
-}
-
-#define FRAME(n) ((u64)&(n)->slots[0].h)
-
-// lengths tries one after the other, until the device gives up.
-static u32 lengths(struct net *n, u32 from, u32 to)
-{
-	u32 o = O_USED;
-
-	for (u32 len = from; len <= to && o == O_USED; len++)
-		o = sent(n, FRAME(n), len, 0);
-	return o;
-}
-
-static u32 tx_short(struct net *n) { return lengths(n, 1, NET_HDR - 1); }
-static u32 tx_runt(struct net *n) { return lengths(n, NET_HDR, NET_HDR + ETH - 1); }
-static u32 tx_empty(struct net *n) { return sent(n, FRAME(n), 0, 0); }
-static u32 tx_huge(struct net *n) { return sent(n, FRAME(n), 0xfffffff0, 0); }
-static u32 tx_outside(struct net *n) { return sent(n, 1ul << 45, 1000, 0); }
-static u32 tx_wrap(struct net *n) { return sent(n, ~0ul - 99, 1000, 0); }
-static u32 tx_own_registers(struct net *n) { return sent(n, n->d->base, 100, 0); }
-static u32 tx_writable(struct net *n) { return sent(n, FRAME(n), 72, W); }
-
-static u32 tx_write_first(struct net *n)
-{
-	asking(n);
-	put(n->tx, 0, (u64)n->txmem, 100, N | W, 1);
-	put(n->tx, 1, FRAME(n), 72, 0, 0);
-	return offer(n, n->tx, 0);
-}
-
-static u32 tx_write_last(struct net *n)
-{
-	asking(n);
-	put(n->tx, 0, FRAME(n), 72, N, 1);
-	put(n->tx, 1, (u64)n->txmem, 100, W, 0);
-	return offer(n, n->tx, 0);
-}
-
-static u32 tx_loop(struct net *n)
-{
-	asking(n);
-	put(n->tx, 0, FRAME(n), 72, N, 1);
-	put(n->tx, 1, (u64)n->txmem, 100, N, 0);
-	return offer(n, n->tx, 0);
-}
-
-// One frame of many full pieces: far longer than any frame.
-static u32 tx_overlong(struct net *n)
-{
-	u32 last = n->tx->size - 1;
-
-	asking(n);
-	put(n->tx, 0, FRAME(n), 72, N, 1);
-	for (u32 i = 1; i <= last; i++)
-		put(n->tx, i, (u64)n->rxmem, 65536, i < last ? N : 0, i + 1);
-	return offer(n, n->tx, 0);
-}
-
-static u32 tx_over_mtu(struct net *n)
-{
-	u32 o = O_USED;
-
-	for (u32 len = n->mtu + 1; len < 200000 && o == O_USED; len = len * 5 / 4) {
-		asking(n);
-		put(n->tx, 0, FRAME(n), NET_HDR + ETH, N, 1);
-		put(n->tx, 1, (u64)n->rxmem, len, 0, 0);
-		o = offer(n, n->tx, 0);
-	}
-	return o;
-}
-
-// A byte to a descriptor is allowed: framing is the driver's choice (§2.7.4.1),
-// and the answer must come.
-static u32 tx_pieces(struct net *n)
-{
-	static struct desc table[72];
-
-	asking(n);
-	for (u32 i = 0; i < COUNT(table); i++)
-		table[i] = (struct desc){ FRAME(n) + i, 1, i + 1 < COUNT(table) ? N : 0, i + 1 };
-	put(n->tx, 0, (u64)table, sizeof table, D_INDIRECT, 0);
-	n->arp_want = lease_hop;
-	if (offer(n, n->tx, 0) != O_USED)
-		return O_SILENT;
-	for (u64 from = ticks; n->arp_want && ticks - from < WAIT_MS;)
-		net_step(n);
-	return n->arp_want ? O_SILENT : O_OK;
-}
-
-// headers sends an IPv4 frame of a TCP segment with each of the headers.
-static u32 headers(struct net *n, const struct net_hdr *h, u32 count)
-{
-	struct tx *t;
-	u8 *l4;
-	u32 o = O_USED;
-
-	n->ip = lease_ip;
-	for (u32 i = 0; i < count && o == O_USED; i++) {
-		t = asking(n);
-		l4 = ip_frame(n, t, n->gw_mac, lease_hop, 6, 60);
-		memset(l4, 0x50, 60);
-		t->h = h[i];
-		put(n->tx, 0, FRAME(n), NET_HDR + ETH + 80, 0, 0);
-		o = offer(n, n->tx, 0);
-	}
-	return o;
-}
-
-static const struct net_hdr gso[] = {
-	{ 1, 1, 54, 0, 34, 16, 0 }, { 1, 1, 54, 1, 34, 16, 0 }, { 1, 1, 0, 1460, 34, 16, 0 }, { 1, 1, 65535, 65535, 34, 16, 0 }, { 1, 1, 54, 2, 0, 0, 0 },
-	{ 0, 1, 54, 1460, 34, 16, 0 }, { 1, 4, 54, 8, 34, 16, 0 }, { 1, 3, 42, 8, 34, 6, 0 }, { 1, 5, 42, 8, 34, 6, 0 }, { 1, 0x7f, 54, 8, 34, 16, 0 },
-	{ 1, 0x80, 54, 8, 34, 16, 0 }, { 1, 0x81, 54, 8, 34, 16, 0 }, { 1, 0xff, 54, 8, 34, 16, 0 }, { 1, 1, 1, 1, 1, 1, 1 }, { 1, 1, 94, 4, 34, 16, 65535 },
-};
-static const struct net_hdr sums[] = {
-	{ 1, 0, 0, 0, 0, 0, 0 }, { 1, 0, 0, 0, 0, 65535, 0 }, { 1, 0, 0, 0, 65535, 0, 0 }, { 1, 0, 0, 0, 65535, 65535, 0 }, { 1, 0, 0, 0, 93, 0, 0 },
-	{ 1, 0, 0, 0, 94, 0, 0 }, { 1, 0, 0, 0, 34, 58, 0 }, { 1, 0, 0, 0, 34, 59, 0 }, { 1, 0, 0, 0, 34, 60, 0 }, { 1, 0, 0, 0, 0, 92, 0 }, { 1, 0, 0, 0, 0, 93, 0 },
-	{ 1, 0, 0, 0, 1, 0, 0 }, { 1, 0, 0, 0, 32768, 32768, 0 }, { 0xff, 0, 0, 0, 34, 16, 0 }, { 2, 0, 0, 0, 34, 16, 0 }, { 4, 0, 0, 0, 0, 0, 0 },
-};
-
-static u32 tx_gso(struct net *n) { return headers(n, gso, COUNT(gso)); }
-static u32 tx_csum(struct net *n) { return headers(n, sums, COUNT(sums)); }
 
 // Buffers to receive into. Something has to come for them.
 static u32 provoke(struct net *n)
@@ -214,7 +86,7 @@ static u32 provoke(struct net *n)
 static u32 rx_of(struct net *n, u64 addr, u32 len, u16 flags)
 {
 	for (u32 i = 0; i < n->rx->size; i++) {
-		put(n->rx, i, addr + (flags & W && len < 4096 ? i * len : 0), len, flags, i);
+		net_put(n->rx, i, addr + (flags & W && len < 4096 ? i * len : 0), len, flags, i);
 		vq_put(n->rx, i);
 	}
 	return provoke(n);
@@ -234,8 +106,8 @@ static u32 rx_ring_target(struct net *n) { return rx_of(n, (u64)n->rx->desc, 409
 static u32 rx_mixed(struct net *n)
 {
 	for (u32 i = 0; i + 1 < n->rx->size; i += 2) {
-		put(n->rx, i, (u64)n->rxmem, 6, N | (i & 2 ? W : 0), i + 1);
-		put(n->rx, i + 1, (u64)n->rxmem + 64, 3000, i & 2 ? 0 : W, 0);
+		net_put(n->rx, i, (u64)n->rxmem, 6, N | (i & 2 ? W : 0), i + 1);
+		net_put(n->rx, i + 1, (u64)n->rxmem + 64, 3000, i & 2 ? 0 : W, 0);
 		vq_put(n->rx, i);
 	}
 	return provoke(n);
@@ -243,7 +115,7 @@ static u32 rx_mixed(struct net *n)
 
 static u32 rx_avail_far(struct net *n)
 {
-	put(n->rx, 0, (u64)n->rxmem, 2048, W, 0);
+	net_put(n->rx, 0, (u64)n->rxmem, 2048, W, 0);
 	n->rx->avail_idx = 0x8000;
 	return provoke(n);
 }
@@ -283,9 +155,9 @@ static u32 command(struct net *n, u32 out, u32 in, u16 first, u16 second)
 {
 	if (!n->ctl)
 		return O_SKIP;
-	put(n->ctl, 0, (u64)n->txmem, out, first | (in ? N : 0), 1);
-	put(n->ctl, 1, (u64)n->txmem + 65536, in, second, 0);
-	return offer(n, n->ctl, 0);
+	net_put(n->ctl, 0, (u64)n->txmem, out, first | (in ? N : 0), 1);
+	net_put(n->ctl, 1, (u64)n->txmem + 65536, in, second, 0);
+	return net_offer(n, n->ctl, 0);
 }
 
 static u32 ctrl_short(struct net *n) { memset(n->txmem, 0, 4); return command(n, 1, 1, 0, W); }
@@ -394,30 +266,9 @@ static u32 queues_none(struct net *n) { return some(n, 0, NULL); }
 static u32 queue_rx_only(struct net *n) { return some(n, 1, NULL); }
 static u32 queue_tx_only(struct net *n) { return some(n, 2, NULL); }
 static u32 queue_ctrl_only(struct net *n) { return some(n, 4, NULL); }
-static u32 queues_same(struct net *n) { asking(n); put(n->tx, 0, FRAME(n), 72, 0, 0); vq_put(n->tx, 0); n->tx->avail->idx = 1; return some(n, 7, n->tx); }
+static u32 queues_same(struct net *n) { asking(n); net_put(n->tx, 0, FRAME(n), 72, 0, 0); vq_put(n->tx, 0); n->tx->avail->idx = 1; return some(n, 7, n->tx); }
 
-#define HANDLED (O_USED | O_RESET)
-#define ANY (O_LIVES | O_RESET)
-
-const struct hostile_net hostile_frames[] = {
-	{ "net-tx-short", tx_short, HANDLED, 0, 0 },
-	{ "net-tx-runt", tx_runt, HANDLED, 0, 0 },
-	{ "net-tx-empty", tx_empty, HANDLED, 0, 0 },
-	{ "net-tx-huge", tx_huge, HANDLED, 0, 0 },
-	{ "net-tx-outside", tx_outside, HANDLED, 0, 0 },
-	{ "net-tx-wrap", tx_wrap, HANDLED, 0, 0 },
-	{ "net-tx-own-registers", tx_own_registers, HANDLED, 0, 0 },
-	{ "net-tx-writable", tx_writable, HANDLED, 0, 0 },
-	{ "net-tx-write-first", tx_write_first, HANDLED, 0, 0 },
-	{ "net-tx-write-last", tx_write_last, HANDLED, 0, 0 },
-	{ "net-tx-loop", tx_loop, O_RESET, 0, 0 },
-	{ "net-tx-overlong", tx_overlong, HANDLED, 0, 0 },
-	{ "net-tx-over-mtu", tx_over_mtu, HANDLED, 0, 0 },
-	{ "net-tx-pieces", tx_pieces, O_OK, 0, 0 },
-	{ "net-tx-gso", tx_gso, HANDLED, 0, 0 },
-	{ "net-tx-gso-unasked", tx_gso, HANDLED, N_CSUM | N_HOST_TSO4, 0 },
-	{ "net-tx-csum", tx_csum, HANDLED, 0, 0 },
-	{ "net-tx-csum-unasked", tx_csum, HANDLED, N_CSUM | N_HOST_TSO4, 0 },
+const struct hostile_net hostile_buffers[] = {
 	{ "net-rx-read-only", rx_read_only, ANY, 0, 1 },
 	{ "net-rx-byte", rx_byte, ANY, 0, 1 },
 	{ "net-rx-byte-alone", rx_byte, ANY, N_MRG_RXBUF, 1 },
@@ -506,7 +357,7 @@ static void run_net(struct net *n, struct vdev *d, const struct hostile_net *h)
 
 u32 hostile_nets(const char *v, int all)
 {
-	static const struct hostile_net *const families[] = { hostile_frames, hostile_traffic };
+	static const struct hostile_net *const families[] = { hostile_frames, hostile_buffers, hostile_traffic };
 	static struct net n;
 	struct vdev *d = net_device(opt_number("net", 0));
 	u32 found = 0;

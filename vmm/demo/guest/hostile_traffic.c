@@ -362,8 +362,6 @@ static u32 in_flight(struct net *n, int by_reset)
 static u32 reset_in_flight(struct net *n) { return in_flight(n, 1); }
 static u32 unready_in_flight(struct net *n) { return in_flight(n, 0); }
 
-#define ANY (O_LIVES | O_RESET)
-
 const struct hostile_net hostile_traffic[] = {
 	{ "net-flows", flows, O_LIVES, 0, 0 },
 	{ "net-syn-flood", syns, O_LIVES, 0, 0 },
@@ -373,11 +371,11 @@ const struct hostile_net hostile_traffic[] = {
 	{ "net-fragments", fragments, O_LIVES, 0, 0 },
 	{ "net-garbage", garbage, O_LIVES, 0, 0 },
 	{ "net-services", services, O_LIVES, 0, 0 },
-	{ "net-flip-address", race_tx_address, O_USED | O_RESET, F_INDIRECT, 0 },
-	{ "net-flip-length", race_tx_length, O_USED | O_RESET, F_INDIRECT, 0 },
-	{ "net-flip-header", race_header, O_USED | O_RESET, 0, 0 },
-	{ "net-flip-packet", race_packet, O_USED | O_RESET, 0, 0 },
-	{ "net-flip-type", race_type, O_USED | O_RESET, 0, 0 },
+	{ "net-flip-address", race_tx_address, HANDLED, F_INDIRECT, 0 },
+	{ "net-flip-length", race_tx_length, HANDLED, F_INDIRECT, 0 },
+	{ "net-flip-header", race_header, HANDLED, 0, 0 },
+	{ "net-flip-packet", race_packet, HANDLED, 0, 0 },
+	{ "net-flip-type", race_type, HANDLED, 0, 0 },
 	{ "net-reset-in-flight", reset_in_flight, O_LIVES, 0, 0 },
 	{ "net-unready-in-flight", unready_in_flight, O_LIVES, 0, 0 },
 	{ NULL, NULL, 0, 0, 0 },
