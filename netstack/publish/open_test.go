@@ -3,6 +3,7 @@ package publish
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -95,6 +96,21 @@ func TestPortZeroIsFreeInBoth(t *testing.T) {
 			t.Fatalf("%v", p.Addrs)
 		}
 	}
+}
+
+// TestHostWithoutIPv6: the default is what there is of the loopback.
+func TestHostWithoutIPv6(t *testing.T) {
+	v4, missing := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("2001:db8::1") // RFC 3849: nobody's
+	p := newPort(Spec{Network: "tcp", GuestPort: 80}, Config{}.withDefaults())
+	if err := p.openAll([]netip.Addr{v4, missing}, missing); err != nil || len(p.streams) != 1 || p.spec.HostPort == 0 {
+		t.Errorf("%v, %v", p.addrs(), err)
+	}
+	p.close()
+	p = newPort(Spec{Network: "tcp", GuestPort: 80}, Config{}.withDefaults())
+	if err := p.openAll([]netip.Addr{v4, missing}, netip.Addr{}); err == nil {
+		t.Error("an address that was asked for is left out")
+	}
+	p.close()
 }
 
 func TestPrivilegedPort(t *testing.T) {

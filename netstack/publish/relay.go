@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -44,19 +47,22 @@ type relay struct {
 
 // accept relays the connections of a listener until it is closed.
 func (r *relay) accept(p *port, l net.Listener) error {
-	for {
+	for resting := false; ; {
 		c, err := l.Accept()
-		switch {
-		case err == nil:
-		case !passing(err):
-			return err
-		default:
-			r.config.Log.Warn("a published port cannot take connections for now", "spec", p.spec.String(), "error", err)
+		if err != nil {
+			if !passing(err) {
+				return fmt.Errorf("publish %v: %w", p.spec, err)
+			}
+			if !resting { // said once, not twenty times a second
+				r.config.Log.Warn("a published port cannot take connections for now", "spec", p.spec.String(), "error", err)
+			}
+			resting = true
 			if !r.sleep(r.ctx, acceptPause, nil) {
 				return nil
 			}
 			continue
 		}
+		resting = false
 		select {
 		case p.slots <- struct{}{}:
 		case <-r.ctx.Done():
@@ -75,14 +81,12 @@ func (r *relay) accept(p *port, l net.Listener) error {
 	}
 }
 
-// passing: errors of accept(2) that are no fault of the listener's.
+// passing says of an error of accept(2) whether the listener is still good: it
+// also hands over errors of the connection, of the network, of memory and of a
+// firewall.
 func passing(err error) bool {
-	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
+	var errno syscall.Errno
+	return errors.As(err, &errno) && !slices.Contains([]syscall.Errno{unix.EBADF, unix.EINVAL, unix.ENOTSOCK, unix.EFAULT}, errno)
 }
 
 // sleep waits for d or the hint, and says whether ctx goes on.
@@ -106,13 +110,27 @@ func (r *relay) serve(p *port, host net.Conn) {
 	if err != nil {
 		stop()
 		p.counts.refused.Add(1)
-		r.config.Log.Debug("the guest took no connection", "spec", p.spec.String(), "error", err)
+		r.refused(p, err)
 		abort(host)
 		return
 	}
 	defer context.AfterFunc(r.ctx, func() { abort(guest) })()
 	defer stop()
 	r.join(p, host, guest)
+}
+
+// refused logs why a client was turned away; that nothing has ever answered is
+// told as long as it may be news.
+func (r *relay) refused(p *port, err error) {
+	level := slog.LevelDebug
+	select {
+	case <-p.answered:
+	default:
+		if errors.Is(err, context.DeadlineExceeded) && p.warned.CompareAndSwap(false, true) {
+			level = slog.LevelWarn
+		}
+	}
+	r.config.Log.Log(r.ctx, level, "the guest took no connection to a published port", "spec", p.spec.String(), "error", err)
 }
 
 // connect reaches the guest's service. Until it first answers, connections wait:
@@ -135,7 +153,7 @@ func (r *relay) connect(p *port, host net.Conn) (net.Conn, error) {
 		defer func() { <-p.probe }()
 		return r.try(ctx, p)
 	case <-ctx.Done():
-		return nil, fmt.Errorf("while the guest's service did not answer: %w", ctx.Err())
+		return nil, unanswered(ctx, nil)
 	}
 	return r.dial(ctx, p)
 }
@@ -165,18 +183,26 @@ func (r *relay) try(ctx context.Context, p *port) (net.Conn, error) {
 		}
 		r.config.Log.Debug("the guest's service does not answer yet", "spec", p.spec.String(), "error", err)
 		if !r.sleep(ctx, gap, hint) {
-			return nil, err
+			return nil, unanswered(ctx, err)
 		}
 		select {
 		case <-hint:
 			gap, patience = minGap, firstAttempt
 			if !r.sleep(ctx, minGap-time.Since(began), nil) {
-				return nil, err
+				return nil, unanswered(ctx, err)
 			}
 		default:
 			gap, patience = min(2*gap, maxGap), min(2*patience, lastAttempt)
 		}
 	}
+}
+
+// unanswered is the error of a wait that has ended; last is that of the last try.
+func unanswered(ctx context.Context, last error) error {
+	if last == nil {
+		return fmt.Errorf("its service has not answered yet: %w", ctx.Err())
+	}
+	return fmt.Errorf("its service has not answered yet (%w): %w", last, ctx.Err())
 }
 
 // attempt dials once; a hint ends it, but leaves it minGap.

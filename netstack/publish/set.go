@@ -102,6 +102,7 @@ type port struct {
 	answered chan struct{} // closed when the guest's service first answered
 	first    sync.Once     // closes answered
 	probe    chan struct{} // the right to try, one connection at a time
+	warned   atomic.Bool   // that nothing answers has been logged
 	flows    atomic.Int32  // UDP flows, of all sockets
 
 	counts counts
