@@ -40,7 +40,7 @@ func reply(t testing.TB, query []byte, change func(m *dnsmessage.Message), answe
 	if err := m.Unpack(query); err != nil {
 		t.Fatalf("what was sent upstream cannot be read: %v", err)
 	}
-	m.Response, m.RecursionAvailable, m.Answers = true, true, answers
+	m.Response, m.RecursionAvailable, m.Answers = true, true, slices.Clone(answers) // Pack writes into them
 	if change != nil {
 		change(&m)
 	}
