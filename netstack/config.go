@@ -9,6 +9,9 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/smolvmm/smolvmm/netstack/audit"
+	"github.com/smolvmm/smolvmm/netstack/policy"
 )
 
 // The network that a guest finds when nothing else is said: the addresses that
@@ -70,6 +73,12 @@ type Config struct {
 	// NameServer answers queries to port 53 of the gateway's and the DNS address;
 	// without one they are refused.
 	NameServer Answerer
+
+	// Policy says what of the world the guest may reach; a nil one is open.
+	// HostServices and what Listen opened it is not asked about.
+	Policy *policy.Policy
+	// Audit is told of every denial, from the packet path: it must not block.
+	Audit func(audit.Event)
 
 	Limits Limits
 	// Log gets what an operator wants to know of, not what a guest does wrong.

@@ -111,6 +111,34 @@ func (c *conn) Read(b []byte) (int, error) {
 	}
 }
 
+// fill is Read into a buffer that is given back while there is nothing to read.
+func (c *conn) fill(b []byte, release func(), again func() []byte) (int, error) {
+	c.readMu.Lock()
+	defer c.readMu.Unlock()
+	for {
+		if err := c.check(&c.rDeadline); err != nil {
+			return 0, c.opError("read", err)
+		}
+		w := tcpip.SliceWriter(b)
+		res, err := c.ep.Read(&w, tcpip.ReadOptions{})
+		switch err.(type) {
+		case nil:
+			return res.Count, nil
+		case *tcpip.ErrClosedForReceive:
+			return 0, io.EOF
+		case *tcpip.ErrWouldBlock:
+			release()
+			werr := c.wait(c.readable, &c.rDeadline)
+			if werr != nil {
+				return 0, c.opError("read", werr)
+			}
+			b = again()
+		default:
+			return 0, c.opError("read", errno(err))
+		}
+	}
+}
+
 func (c *conn) Write(b []byte) (int, error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()

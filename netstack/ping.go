@@ -2,12 +2,17 @@ package netstack
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
 // PingSocket opens one of Linux's unprivileged echo sockets (socket(2) with
@@ -37,4 +42,69 @@ func PingSocket(_ context.Context, dst netip.Addr) (net.Conn, error) {
 		return nil, fmt.Errorf("echo socket: %w", err)
 	}
 	return c, nil
+}
+
+const echoHeaderLen = 8 // type, code, checksum, identifier, sequence (RFC 792, RFC 4443 §4.1)
+
+// handleICMP4 gets ICMP messages, whole ones; an echo request that is not for the
+// gateway goes out as one of the host's. gVisor answers none but its own.
+func (s *Stack) handleICMP4(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	h := header.ICMPv4(pkt.TransportHeader().Slice())
+	dst := addrPort(id.LocalAddress, 0).Addr()
+	if len(h) < header.ICMPv4MinimumSize || h.Type() != header.ICMPv4Echo || s.place(dst) != placeWorld || s.cfg.HostOnly {
+		return true
+	}
+	if header.ICMPv4Checksum(h, pkt.Data().Checksum()) != h.Checksum() && !pkt.RXChecksumValidated {
+		s.stats.guestBad.Add(1)
+		return true
+	}
+	payload := pkt.Data().AsRange().ToSlice()
+	s.echo(addrPort(id.RemoteAddress, 0).Addr(), dst, append(append([]byte(nil), h...), payload...), quotePacket(pkt))
+	return true
+}
+
+// echo carries one echo request, from its type on, to the world. quote is the
+// packet or its beginning.
+func (s *Stack) echo(src, dst netip.Addr, m, quote []byte) {
+	if len(m) < echoHeaderLen || len(m) > maxDatagram {
+		s.stats.guestBad.Add(1)
+		return
+	}
+	key := flowKey{
+		proto: protoICMPv6,
+		src:   netip.AddrPortFrom(src, binary.BigEndian.Uint16(m[4:])),
+		dst:   netip.AddrPortFrom(dst, 0),
+	}
+	f := s.udp.lookup(key)
+	if f == nil {
+		if d := s.cfg.Policy.Decide("icmp", key.dst); !d.Allow {
+			s.deny("icmp", key.dst, d)
+			s.unreachable(protocolOf(dst), quote, unreachAdmin)
+			return
+		}
+		if f = s.udp.open(key, "", echoIdle); f == nil {
+			return
+		}
+	}
+	f.last.Store(time.Now().UnixNano())
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.quote = append(f.quote[:0], quote[:min(len(quote), maxQuote)]...)
+	f.write2(m, false)
+}
+
+// deliverEcho passes an echo reply on, with the guest's own identifier.
+func (s *Stack) deliverEcho(f *flow, from, to tcpip.Address, m []byte) {
+	want := byte(header.ICMPv4EchoReply)
+	if from.Len() == header.IPv6AddressSize {
+		want = byte(header.ICMPv6EchoReply)
+	}
+	if len(m) < echoHeaderLen || m[0] != want {
+		return
+	}
+	s.sendICMP(from, to, protocolOf(f.key.dst.Addr()), append([]byte(nil), m[echoHeaderLen:]...), echoHeaderLen, func(h []byte) {
+		h[0] = want
+		binary.BigEndian.PutUint16(h[4:], f.key.src.Port())
+		copy(h[6:8], m[6:8])
+	})
 }

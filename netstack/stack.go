@@ -38,11 +38,19 @@ type Stack struct {
 
 	lastGuest6 atomic.Pointer[netip.Addr] // the guest's source in Subnet6, once it has shown one
 
+	tcp     tcpForwarder
+	udp     flowTable
+	buffers buffers
+
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	done   <-chan struct{} // ctx's
 	once   sync.Once
-	wg     sync.WaitGroup // every goroutine of ours
+
+	mu      sync.Mutex
+	closed  bool
+	adverts *time.Timer    // router advertisements, once the guest has asked for one
+	wg      sync.WaitGroup // every goroutine of ours
 }
 
 // New makes a network. Nothing happens on the host until the guest speaks.
@@ -116,6 +124,11 @@ func (s *Stack) configure() error {
 		g.SetPromiscuousMode(nicID, true)
 		g.SetSpoofing(nicID, true)
 	}
+	s.tcp.init(s)
+	s.udp.init(s)
+	g.SetTransportProtocolHandler(tcp.ProtocolNumber, s.handleTCP)
+	g.SetTransportProtocolHandler(udp.ProtocolNumber, s.handleUDP)
+	g.SetTransportProtocolHandler(icmp.ProtocolNumber4, s.handleICMP4)
 	return s.tune()
 }
 
@@ -151,13 +164,31 @@ func (s *Stack) bufferSizes(tcpip.Endpoint) {}
 // Close ends every connection with RST and returns when no goroutine is left.
 func (s *Stack) Close() error {
 	s.once.Do(func() {
+		s.mu.Lock()
+		s.closed = true
+		if s.adverts != nil {
+			s.adverts.Stop()
+		}
+		s.mu.Unlock()
 		s.cancel()
 		s.link.shut()
+		s.udp.closeAll()
 		s.stack.Close()
 		s.wg.Wait()
 		s.stack.Wait()
 	})
 	return nil
+}
+
+// enter takes part in what Close waits for, until wg.Done; not after Close.
+func (s *Stack) enter() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.wg.Add(1)
+	return true
 }
 
 func (s *Stack) isClosed() bool {

@@ -10,6 +10,7 @@ type Stats struct {
 	HostDropped uint64 // frames for the guest that its queue had no room for
 	GuestBad    uint64 // frames of the guest's that were malformed, too large or of no known kind
 	Spoofed     uint64 // frames whose source is not the guest's to use
+	TooBig      uint64 // packets larger than the MTU of the link or of the path
 	Unroutable  uint64 // packets to where no guest may send: loopback, multicast, the subnet itself
 	Denied      uint64 // connections and packets that the policy refused
 
@@ -31,12 +32,12 @@ type Stats struct {
 }
 
 type counters struct {
-	guestFrames, guestBytes, hostFrames, hostBytes     atomic.Uint64
-	hostDropped, guestBad, spoofed, unroutable, denied atomic.Uint64
-	connectionsTotal, refused, unreachable, timedOut   atomic.Uint64
-	overLimit, flowsTotal, expired, flowDrops          atomic.Uint64
-	pingForbidden, dhcp, dnsQueries                    atomic.Uint64
-	connections, flows                                 atomic.Int64
+	guestFrames, guestBytes, hostFrames, hostBytes             atomic.Uint64
+	hostDropped, guestBad, spoofed, unroutable, denied, tooBig atomic.Uint64
+	connectionsTotal, refused, unreachable, timedOut           atomic.Uint64
+	overLimit, flowsTotal, expired, flowDrops                  atomic.Uint64
+	pingForbidden, dhcp, dnsQueries                            atomic.Uint64
+	connections, flows                                         atomic.Int64
 }
 
 func (c *counters) snapshot() Stats {
@@ -44,7 +45,7 @@ func (c *counters) snapshot() Stats {
 		GuestFrames: c.guestFrames.Load(), GuestBytes: c.guestBytes.Load(),
 		HostFrames: c.hostFrames.Load(), HostBytes: c.hostBytes.Load(),
 		HostDropped: c.hostDropped.Load(), GuestBad: c.guestBad.Load(), Spoofed: c.spoofed.Load(),
-		Unroutable: c.unroutable.Load(), Denied: c.denied.Load(),
+		Unroutable: c.unroutable.Load(), TooBig: c.tooBig.Load(), Denied: c.denied.Load(),
 		Connections: int(c.connections.Load()), ConnectionsTotal: c.connectionsTotal.Load(),
 		Refused: c.refused.Load(), Unreachable: c.unreachable.Load(), TimedOut: c.timedOut.Load(),
 		OverLimit: c.overLimit.Load(),
