@@ -172,7 +172,8 @@ func (w *Writer) push(e Event) {
 	w.signal()
 }
 
-// unfold queues the counts of what was folded until now, or all of them. mu is held.
+// unfold queues the counts of what was folded until now, or all of them; the
+// queue is empty, and maxKinds and one fit into it. mu is held.
 func (w *Writer) unfold(now time.Time, all bool) {
 	for key, f := range w.folded {
 		if !all && now.Before(f.until) {
@@ -187,11 +188,8 @@ func (w *Writer) unfold(now time.Time, all bool) {
 		w.push(e)
 	}
 	if w.lost > 0 {
-		e := Event{Time: now, Event: Lost, Machine: w.machine, Count: w.lost}
-		if len(w.queue) < maxQueue {
-			w.lost = 0
-			w.push(e)
-		}
+		w.push(Event{Time: now, Event: Lost, Machine: w.machine, Count: w.lost})
+		w.lost = 0
 	}
 }
 
@@ -211,11 +209,13 @@ func (w *Writer) run() {
 		}
 		for {
 			w.mu.Lock()
-			if w.closed || expired {
-				w.unfold(time.Now(), w.closed)
-			}
 			batch, closed := w.queue, w.closed
 			w.queue = nil
+			if closed || expired {
+				expired = false
+				w.unfold(time.Now(), closed) // into a queue that has room
+				batch, w.queue = append(batch, w.queue...), nil
+			}
 			if later := len(w.folded) > 0 || w.lost > 0; later && !armed && !closed {
 				timer.Reset(FoldFor)
 				armed = true
