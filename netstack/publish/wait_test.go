@@ -17,6 +17,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// turnedAway connects and gives the error that comes of it, which may be there
+// before connect has returned.
+func turnedAway(t *testing.T, a net.Addr) error {
+	t.Helper()
+	c, err := net.Dial(a.Network(), a.String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_, err = c.Read(make([]byte, 1))
+	return err
+}
+
 // TestEarlyConnectionWaits: connections made before the service is there work
 // once it is, and one of them alone knocks.
 func TestEarlyConnectionWaits(t *testing.T) {
@@ -100,8 +114,7 @@ func TestWaitIsBounded(t *testing.T) {
 	var log bytes.Buffer
 	s := publish(t, g, Config{Wait: 50 * time.Millisecond, Log: slog.New(slog.NewTextHandler(&log, nil))}, "80")
 	for range 2 {
-		c := dial(t, s.Addrs()[0].Addrs[0])
-		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		if err := turnedAway(t, s.Addrs()[0].Addrs[0]); !errors.Is(err, unix.ECONNRESET) {
 			t.Errorf("after the wait: %v, want a reset", err)
 		}
 	}
@@ -234,8 +247,7 @@ func TestLaterRefusalIsPassedOn(t *testing.T) {
 	}
 	down.Store(true)
 	before := g.tries.Load()
-	c := dial(t, a)
-	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+	if err := turnedAway(t, a); !errors.Is(err, unix.ECONNRESET) {
 		t.Errorf("%v, want a reset", err)
 	}
 	if n := g.tries.Load() - before; n != 1 {
