@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/smolvmm/smolvmm/bench/internal/stats"
 	"github.com/smolvmm/smolvmm/bench/testimg"
 )
 
@@ -166,7 +167,7 @@ func measureOrLab(o *options, stdout, stderr *os.File) (int, error) {
 	if r.broken {
 		return exitError, nil
 	}
-	if o.check && slices.ContainsFunc(r.Goals, func(g goal) bool { return g.Verdict == missed }) {
+	if o.check && slices.ContainsFunc(r.Goals, func(g goal) bool { return g.Verdict == stats.Missed }) {
 		return exitMissed, nil
 	}
 	return 0, nil

@@ -69,7 +69,7 @@ func smolvmmSubject(name, program string, flags ...string) subject {
 		name: name, ends: true, full: true, must: true,
 		ram: func(int) func(mapping) bool { return named("memfd:smolvmm-ram") },
 		argv: func(g guest) []string {
-			a := append([]string{program, "-kernel", g.kernel, "-m", fmt.Sprint(g.mib)}, flags...)
+			a := append([]string{program, "-kernel", g.kernel, "-m", fmt.Sprint(g.mib), "-net", "none"}, flags...)
 			if g.cmdline != "" {
 				a = append(a, "-append", g.cmdline)
 			}

@@ -3,18 +3,19 @@ package main
 import (
 	"fmt"
 	"io"
-	"math"
 	"strings"
+
+	"github.com/smolvmm/smolvmm/bench/internal/stats"
 )
 
 // row is one subject's figures for a metric.
 type row struct {
-	Subject string    `json:"subject"`
-	Summary summary   `json:"summary"`
-	QEMU    *interval `json:"ratio_to_qemu,omitempty"`
-	Floor   *interval `json:"ratio_to_floor,omitempty"`
-	Over    *interval `json:"over_floor,omitempty"` // difference, in the metric's unit
-	Failed  int       `json:"failed,omitempty"`
+	Subject string          `json:"subject"`
+	Summary stats.Summary   `json:"summary"`
+	QEMU    *stats.Interval `json:"ratio_to_qemu,omitempty"`
+	Floor   *stats.Interval `json:"ratio_to_floor,omitempty"`
+	Over    *stats.Interval `json:"over_floor,omitempty"` // difference, in the metric's unit
+	Failed  int             `json:"failed,omitempty"`
 }
 
 // table is a metric over all subjects.
@@ -38,8 +39,8 @@ func tabulate(what string, xs []*series, m metric) table {
 		if len(v) == 0 && x.failed == 0 {
 			continue
 		}
-		r := row{Subject: x.subject.name, Summary: summarise(v), Failed: x.failed}
-		with := func(y *series, f func(a, b float64) float64) *interval {
+		r := row{Subject: x.subject.name, Summary: stats.Summarise(v), Failed: x.failed}
+		with := func(y *series, f func(a, b float64) float64) *stats.Interval {
 			if y == nil || y == x || len(v) == 0 {
 				return nil
 			}
@@ -47,10 +48,10 @@ func tabulate(what string, xs []*series, m metric) table {
 			if len(a) == 0 {
 				return nil
 			}
-			i := compare(a, b, f)
+			i := stats.Compare(a, b, f)
 			return &i
 		}
-		r.QEMU, r.Floor, r.Over = with(qemu, ratio), with(floor, ratio), with(floor, difference)
+		r.QEMU, r.Floor, r.Over = with(qemu, stats.Ratio), with(floor, stats.Ratio), with(floor, stats.Difference)
 		t.Rows = append(t.Rows, r)
 	}
 	return t
@@ -99,46 +100,27 @@ func (t table) markdown(w io.Writer) {
 			if r.Failed > 0 {
 				name += fmt.Sprintf(" (%d starts failed)", r.Failed)
 			}
-			fmt.Fprintf(w, "| %s | %s | %s–%s |", name, digits(r.Summary.Median), digits(r.Summary.P10), digits(r.Summary.P90))
+			fmt.Fprintf(w, "| %s | %s | %s–%s |", name, stats.Digits(r.Summary.Median), stats.Digits(r.Summary.P10), stats.Digits(r.Summary.P90))
 		}
 		if r.Summary.N == 0 {
 			fmt.Fprint(w, " |")
 		}
 		if hasQEMU {
-			fmt.Fprintf(w, " %s |", r.QEMU.cell())
+			fmt.Fprintf(w, " %s |", cell(r.QEMU))
 		}
 		if hasFloor {
-			fmt.Fprintf(w, " %s | %s |", r.Floor.cell(), r.Over.cell())
+			fmt.Fprintf(w, " %s | %s |", cell(r.Floor), cell(r.Over))
 		}
 		fmt.Fprintln(w)
 	}
 }
 
 // cell is the estimate with its interval, for a table.
-func (i *interval) cell() string {
+func cell(i *stats.Interval) string {
 	if i == nil {
 		return ""
 	}
-	return fmt.Sprintf("%s [%s, %s]", digits(i.Value), digits(i.Low), digits(i.High))
-}
-
-// digits prints three significant digits, and never fewer than the whole part has.
-func digits(v float64) string {
-	a := math.Abs(v)
-	switch {
-	case a == 0:
-		return "0"
-	case a < 0.01:
-		return fmt.Sprintf("%.4f", v)
-	case a < 1:
-		return fmt.Sprintf("%.3f", v)
-	case a < 10:
-		return fmt.Sprintf("%.2f", v)
-	case a < 100:
-		return fmt.Sprintf("%.1f", v)
-	default:
-		return fmt.Sprintf("%.0f", v)
-	}
+	return i.String()
 }
 
 // The bounds that smolvmm sets itself.
@@ -151,18 +133,18 @@ const (
 
 // goal is a bound and what the runs say of it.
 type goal struct {
-	What    string   `json:"what"`
-	Bound   float64  `json:"bound"`
-	Unit    string   `json:"unit,omitempty"`
-	Figure  interval `json:"figure"`
-	Verdict verdict  `json:"verdict"`
+	What    string         `json:"what"`
+	Bound   float64        `json:"bound"`
+	Unit    string         `json:"unit,omitempty"`
+	Figure  stats.Interval `json:"figure"`
+	Verdict stats.Verdict  `json:"verdict"`
 }
 
-func newGoal(what string, i *interval, bound float64, unit string) []goal {
+func newGoal(what string, i *stats.Interval, bound float64, unit string) []goal {
 	if i == nil {
 		return nil
 	}
-	return []goal{{what, bound, unit, *i, judge(*i, bound)}}
+	return []goal{{what, bound, unit, *i, stats.Judge(*i, bound)}}
 }
 
 // goals judges what the tables allow to judge. The bounds of the start are for a machine's own KVM: in emulation every
@@ -182,7 +164,7 @@ func goals(ts []table, lab bool) (out []goal) {
 		case ofKernel.name:
 			out = append(out, newGoal(t.What+": kernel start → init ÷ QEMU", r.QEMU, boundKernel, "")...)
 		case dirty.name:
-			i := interval{r.Summary.Median, r.Summary.P10, r.Summary.P90}
+			i := stats.Interval{Value: r.Summary.Median, Low: r.Summary.P10, High: r.Summary.P90}
 			out = append(out, newGoal(t.What+": private dirty memory", &i, boundDirty, "MiB")...)
 		}
 	}
@@ -194,7 +176,7 @@ func (g goal) String() string {
 	if unit != "" {
 		unit = " " + unit
 	}
-	return fmt.Sprintf("%s: %s%s, at most %s%s: %s", g.What, g.Figure.cell(), unit, digits(g.Bound), unit, g.Verdict)
+	return fmt.Sprintf("%s: %s%s, at most %s%s: %s", g.What, g.Figure, unit, stats.Digits(g.Bound), unit, g.Verdict)
 }
 
 // Limits of what counts as a quiet machine.
@@ -217,7 +199,7 @@ func warnings(ts []table, gs []goal, busy float64) (out []string) {
 				wide = append(wide, fmt.Sprintf("%s %.0f %%", r.Subject, 100*(s.P90-s.P10)/s.Median))
 			}
 			if i := r.QEMU; i != nil && i.Low <= 1 && i.High >= 1 {
-				out = append(out, fmt.Sprintf("%s, %s: no difference from QEMU is shown, the interval %s holds 1", t.Metric, r.Subject, i.cell()))
+				out = append(out, fmt.Sprintf("%s, %s: no difference from QEMU is shown, the interval %s holds 1", t.Metric, r.Subject, cell(i)))
 			}
 		}
 		if len(wide) > 0 {
@@ -225,7 +207,7 @@ func warnings(ts []table, gs []goal, busy float64) (out []string) {
 		}
 	}
 	for _, g := range gs {
-		if g.Verdict == unsettled {
+		if g.Verdict == stats.Unsettled {
 			out = append(out, fmt.Sprintf("%s: the machine is too noisy or the runs too few for this bound", g.What))
 		}
 	}

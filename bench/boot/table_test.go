@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/smolvmm/smolvmm/bench/internal/stats"
 )
 
 // made is a series of starts with these times in milliseconds to the mark, and this private memory in MiB.
@@ -32,7 +34,7 @@ func TestTables(t *testing.T) {
 	if len(gs) != 3 {
 		t.Fatalf("%d goals: %v", len(gs), gs)
 	}
-	for i, want := range []verdict{reached, reached, reached} {
+	for i, want := range []stats.Verdict{stats.Reached, stats.Reached, stats.Reached} {
 		if gs[i].Verdict != want {
 			t.Errorf("%s: want %s", gs[i], want)
 		}
@@ -63,7 +65,7 @@ func TestTables(t *testing.T) {
 
 	slow := []*series{made(nameFloorC, 1, 1, 1, 1), made(nameOurs, 13, 9, 9, 9), made(nameQEMU, 20, 10, 10, 10)}
 	for _, g := range goals([]table{tabulate(whatTiny, slow, toMark), tabulate(whatTiny, slow, dirty)}, false) {
-		if g.Verdict != missed {
+		if g.Verdict != stats.Missed {
 			t.Errorf("%s, want it missed", g)
 		}
 	}
@@ -76,8 +78,8 @@ func TestTables(t *testing.T) {
 
 func TestDigits(t *testing.T) {
 	for v, want := range map[float64]string{0: "0", 0.00123: "0.0012", 0.1234: "0.123", 1.234: "1.23", 12.34: "12.3", 1234: "1234", -2.5: "-2.50"} {
-		if got := digits(v); got != want {
-			t.Errorf("digits(%v) = %q, want %q", v, got, want)
+		if got := stats.Digits(v); got != want {
+			t.Errorf("stats.Digits(%v) = %q, want %q", v, got, want)
 		}
 	}
 }

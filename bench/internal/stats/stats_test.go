@@ -1,4 +1,4 @@
-package main
+package stats
 
 import (
 	"math"
@@ -19,11 +19,11 @@ func TestQuantile(t *testing.T) {
 		{[]float64{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, 0.9, 10},
 		{[]float64{1, 2}, 1, 2},
 	} {
-		if got := quantile(c.v, c.q); math.Abs(got-c.w) > 1e-12 {
+		if got := Quantile(c.v, c.q); math.Abs(got-c.w) > 1e-12 {
 			t.Errorf("quantile(%v, %v) = %v, want %v", c.v, c.q, got, c.w)
 		}
 	}
-	if s := summarise([]float64{3, 1, 2}); s != (summary{3, 1, 1.2, 2, 2.8}) {
+	if s := Summarise([]float64{3, 1, 2}); s != (Summary{3, 1, 1.2, 2, 2.8}) {
 		t.Errorf("%+v", s)
 	}
 }
@@ -38,7 +38,7 @@ func TestCompare(t *testing.T) {
 		for i := range n {
 			a[i], b[i] = 50*(1+0.1*r.NormFloat64()), 100*(1+0.1*r.NormFloat64())
 		}
-		if i := compare(a, b, ratio); i.Low <= 0.5 && i.High >= 0.5 {
+		if i := Compare(a, b, Ratio); i.Low <= 0.5 && i.High >= 0.5 {
 			held++
 		}
 	}
@@ -52,27 +52,27 @@ func TestCompare(t *testing.T) {
 		slow := 1 + float64(i)/10
 		a, b = append(a, 10*slow), append(b, 20*slow)
 	}
-	if i := compare(a, b, ratio); i != (interval{0.5, 0.5, 0.5}) {
+	if i := Compare(a, b, Ratio); i != (Interval{0.5, 0.5, 0.5}) {
 		t.Errorf("paired rounds: %+v, want exactly 0.5", i)
 	}
-	if i := compare(nil, b, ratio); i != (interval{}) {
+	if i := Compare(nil, b, Ratio); i != (Interval{}) {
 		t.Errorf("nothing to compare: %+v", i)
 	}
-	if i := compare([]float64{3, 3}, []float64{1, 1}, difference); i != (interval{2, 2, 2}) {
+	if i := Compare([]float64{3, 3}, []float64{1, 1}, Difference); i != (Interval{2, 2, 2}) {
 		t.Errorf("difference: %+v", i)
 	}
 }
 
 func TestJudge(t *testing.T) {
 	for _, c := range []struct {
-		i interval
-		v verdict
+		i Interval
+		v Verdict
 	}{
-		{interval{1, 0.5, 2}, reached},
-		{interval{1, 0.5, 3.5}, unsettled},
-		{interval{4, 3.5, 5}, missed},
+		{Interval{1, 0.5, 2}, Reached},
+		{Interval{1, 0.5, 3.5}, Unsettled},
+		{Interval{4, 3.5, 5}, Missed},
 	} {
-		if got := judge(c.i, 3); got != c.v {
+		if got := Judge(c.i, 3); got != c.v {
 			t.Errorf("%+v: %s, want %s", c.i, got, c.v)
 		}
 	}
