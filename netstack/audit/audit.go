@@ -40,10 +40,10 @@ type Event struct {
 
 const (
 	// FoldFor is how long identical denials are folded into one line.
-	FoldFor = 10 * time.Second
-	// maxKinds bounds different denials in FoldFor: so the log grows by at most 2
-	// lines of each in that time, whatever the guest does.
-	maxKinds = 256
+	FoldFor = 30 * time.Second
+	// maxKinds bounds different denials in FoldFor, at two lines each: whatever a
+	// guest does, the log grows by some 2 KB a second and usually far less.
+	maxKinds = 128
 	// maxQueue bounds what waits for a slow writer.
 	maxQueue = 1024
 	// maxField bounds a text field, in bytes: a DNS name has 255, a reason names a rule.

@@ -1,6 +1,6 @@
 // Package dns is the gateway's name server. It answers for the host and for
-// names that the machine's owner gives, and forwards everything else, as it
-// came, to the resolvers of the host. It keeps no cache: the host's resolver
+// names that the machine's owner gives, and forwards every other question, of
+// whatever type, to the resolvers of the host, and their answer as it came. It keeps no cache: the host's resolver
 // has one, and an answer is as fresh as the host's own.
 package dns
 

@@ -30,11 +30,7 @@ func (s *Server) forward(ctx context.Context, q query, overTCP bool) ([]byte, er
 	if s.cfg.Exchange == nil {
 		return nil, errNoUpstream
 	}
-	// The ID is a new one: the guest's may be guessed by who wants to answer first (RFC 5452 §9.2).
-	out := bytes.Clone(q.msg)
-	if _, err := rand.Read(out[:2]); err != nil {
-		return nil, err
-	}
+	out := q.upstream()
 	once := func(tcp bool) ([]byte, error) {
 		answer, err := s.cfg.Exchange(ctx, out, tcp)
 		if err != nil {
@@ -51,6 +47,23 @@ func (s *Server) forward(ctx context.Context, q query, overTCP bool) ([]byte, er
 		return q.reply(dnsmessage.RCodeSuccess, true), nil
 	}
 	return answer, err
+}
+
+// upstream is the query as it is sent: the question as it came, the flags that
+// ask for something, and what EDNS is for, without options, as those are between
+// neighbours (RFC 6891 §6.1.1). Nothing else of the guest's goes with it, where
+// data could leave. The ID is a new one: the guest's may be guessed by who wants
+// to answer first (RFC 5452 §9.2).
+func (q *query) upstream() []byte {
+	b := make([]byte, headerLen, len(q.msg)+1+fixedRecord)
+	rand.Read(b[:2]) // never fails: crypto/rand
+	binary.BigEndian.PutUint16(b[2:], word(q.msg, 2)&(flagRD|flagAD|flagCD))
+	b[5] = 1
+	b = append(b, q.msg[headerLen:q.end]...)
+	if q.edns {
+		b = q.appendOPT(b, q.udp, 0, nil)
+	}
+	return b
 }
 
 // check takes an answer if it is to the query that was sent, and makes it one to the guest's.

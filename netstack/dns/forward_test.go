@@ -207,6 +207,48 @@ func TestForwardedAsItCame(t *testing.T) {
 	}
 }
 
+// TestNothingElseLeaves: what a guest puts around its question stays here.
+func TestNothingElseLeaves(t *testing.T) {
+	var m dnsmessage.Message
+	if err := m.Unpack(ask(t, "a.test.", dnsmessage.TypeA)); err != nil {
+		t.Fatal(err)
+	}
+	secret := []byte("secret")
+	var h dnsmessage.ResourceHeader
+	if err := h.SetEDNS0(60000, 0, true); err != nil {
+		t.Fatal(err)
+	}
+	extra := rr("a.test.", 60, &dnsmessage.UnknownResource{Type: 65280, Data: secret})
+	m.Answers, m.Authorities = []dnsmessage.Resource{extra}, []dnsmessage.Resource{extra}
+	m.Additionals = []dnsmessage.Resource{{Header: h, Body: &dnsmessage.OPTResource{Options: []dnsmessage.Option{{Code: 65001, Data: secret}}}}, extra}
+	m.RCode, m.Authoritative, m.AuthenticData = 7, true, true
+	query, err := m.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := false
+	s := newServer(t, Config{Exchange: func(_ context.Context, q []byte, _ bool) ([]byte, error) {
+		asked = true
+		sent := read2(t, q)
+		if bytes.Contains(q, secret) || len(sent.Answers)+len(sent.Authorities) > 0 || len(sent.Additionals) != 1 || sent.RCode != 0 || sent.Authoritative || !sent.AuthenticData || !sent.RecursionDesired {
+			t.Errorf("sent %q", q)
+		}
+		if o := sent.Additionals[0].Header; !o.DNSSECAllowed() || o.Class != maxUDP {
+			t.Errorf("EDNS is not kept: %v", o)
+		}
+		return reply(t, q, nil), nil
+	}})
+	if m := answer(t, s, query); !asked || m.RCode != 0 || len(m.Additionals) != 1 {
+		t.Errorf("%v", m.GoString())
+	}
+	query = ask(t, "a.test.", dnsmessage.TypeA, 1232)
+	query[len(query)-5] = 1 // EDNS version 1
+	asked = false
+	if m := answer(t, s, query); asked || len(m.Additionals) != 1 || m.Additionals[0].Header.ExtendedRCode(m.RCode) != badVersion {
+		t.Errorf("EDNS version 1: %v", m.GoString())
+	}
+}
+
 // TestTruncation: an answer that the guest does not take over UDP is marked as
 // cut and has no records; an upstream's cut one is fetched over TCP.
 func TestTruncation(t *testing.T) {
@@ -292,9 +334,14 @@ func FuzzQuery(f *testing.F) {
 			Host: addrs("10.0.2.2"), AllowQuery: func(n string) bool { return n != "closed.test" },
 			Pin: func(string, []netip.Addr, time.Duration) {},
 			Exchange: func(_ context.Context, q []byte, _ bool) ([]byte, error) {
-				if asked++; !bytes.Equal(q[2:], query[2:]) {
-					t.Fatalf("sent %x", q)
+				theirs, rcode := parseQuery(q)
+				end := len(query)
+				if mine, _ := parseQuery(query); rcode != 0 || theirs.edns != mine.edns || theirs.do != mine.do || theirs.udp != mine.udp {
+					t.Fatalf("sent %x, asked %x", q, query)
+				} else if end = mine.end; !bytes.Equal(q[headerLen:theirs.end], query[headerLen:end]) || len(q) > theirs.end+11 {
+					t.Fatalf("sent %x, asked %x", q, query)
 				}
+				asked++
 				b := bytes.Clone(q)
 				b[2] |= 0x80
 				return b, nil

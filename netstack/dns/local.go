@@ -23,7 +23,7 @@ var toQuestion = []byte{0xc0, headerLen}
 
 // reply is an answer without records: header, question, and EDNS if the query had it.
 func (q *query) reply(rcode dnsmessage.RCode, truncated bool) []byte {
-	return q.withOPT(q.answer(rcode, truncated), nil)
+	return q.withOPT(q.answer(rcode, truncated), uint32(rcode>>4)<<24, nil)
 }
 
 // blocked is a refusal that says why (RFC 8914).
@@ -31,7 +31,7 @@ func (q *query) blocked() []byte {
 	ede := binary.BigEndian.AppendUint16(nil, optionEDE)
 	ede = binary.BigEndian.AppendUint16(ede, uint16(2+len(blockedText)))
 	ede = binary.BigEndian.AppendUint16(ede, edeBlocked)
-	return q.withOPT(q.answer(dnsmessage.RCodeRefused, false), append(ede, blockedText...))
+	return q.withOPT(q.answer(dnsmessage.RCodeRefused, false), 0, append(ede, blockedText...))
 }
 
 // answer begins an answer: header, and the question with the case it was asked in.
@@ -50,13 +50,21 @@ func (q *query) answer(rcode dnsmessage.RCode, truncated bool) []byte {
 	return b
 }
 
-// withOPT ends an answer with an OPT record (RFC 6891 §6.1.2) if the query had one.
-func (q *query) withOPT(b, options []byte) []byte {
+// withOPT ends an answer with an OPT record (RFC 6891 §6.1.2) if the query had
+// one; rcode is the upper part of the response code, where OPT has it.
+func (q *query) withOPT(b []byte, rcode uint32, options []byte) []byte {
 	if !q.edns {
 		return b
 	}
+	return q.appendOPT(b, maxUDP, rcode, options)
+}
+
+func (q *query) appendOPT(b []byte, udp int, rcode uint32, options []byte) []byte {
+	if q.do {
+		rcode |= ednsDO
+	}
 	b = append(b, 0)
-	b = appendFixed(b, typeOPT, maxUDP, 0, len(options))
+	b = appendFixed(b, typeOPT, uint16(udp), rcode, len(options))
 	b = append(b, options...)
 	bump(b, 10)
 	return b
@@ -108,11 +116,11 @@ func (s *Server) local(q query) (msg []byte, ok bool) {
 		} else {
 			b = appendSOA(b, q.name)
 		}
-		return q.withOPT(b, nil), true
+		return q.withOPT(b, 0, nil), true
 	case q.name == Zone:
-		return q.withOPT(appendSOA(q.answer(dnsmessage.RCodeSuccess, false), Zone), nil), true
+		return q.withOPT(appendSOA(q.answer(dnsmessage.RCodeSuccess, false), Zone), 0, nil), true
 	}
-	return q.withOPT(appendSOA(q.answer(dnsmessage.RCodeNameError, false), Zone), nil), true
+	return q.withOPT(appendSOA(q.answer(dnsmessage.RCodeNameError, false), Zone), 0, nil), true
 }
 
 func wants(q query, t dnsmessage.Type) bool {
@@ -144,7 +152,7 @@ func (s *Server) addresses(q query, addrs []netip.Addr) []byte {
 	} else if s.cfg.Pin != nil {
 		s.cfg.Pin(q.name, given, localTTL)
 	}
-	return q.withOPT(b, nil)
+	return q.withOPT(b, 0, nil)
 }
 
 // appendSOA says whose a negative answer is and how long it holds (RFC 2308 §2 and §5).

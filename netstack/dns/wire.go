@@ -25,11 +25,18 @@ const (
 	flagTC     = 1 << 9
 	flagRD     = 1 << 8
 	flagRA     = 1 << 7
+	flagAD     = 1 << 5 // RFC 6840 §5.7
 	flagCD     = 1 << 4 // RFC 4035 §3.2.2
 	rcodeMask  = 0xf
 )
 
-const typeOPT = uint16(dnsmessage.TypeOPT)
+// Of EDNS, RFC 6891: the OPT record, its DO bit (§6.1.4), BADVERS (§9), which
+// has bits above the header's four.
+const (
+	typeOPT                     = uint16(dnsmessage.TypeOPT)
+	ednsDO                      = 1 << 15
+	badVersion dnsmessage.RCode = 16
+)
 
 // drop stands for a message that gets no answer at all.
 const drop dnsmessage.RCode = 0xffff
@@ -44,7 +51,8 @@ type query struct {
 	qtype  uint16
 	class  uint16
 	edns   bool
-	udp    int // how much the guest takes over UDP, in bytes
+	do     bool // it wants DNSSEC's records: RFC 3225 §3
+	udp    int  // how much the guest takes over UDP, in bytes
 	number uint16
 }
 
@@ -74,7 +82,7 @@ func parseQuery(msg []byte) (query, dnsmessage.RCode) {
 		return q, dnsmessage.RCodeFormatError
 	}
 	q.name, q.qtype, q.class, q.end = lower(name), word(msg, end), word(msg, end+2), end+4
-	at := q.end
+	at, version := q.end, byte(0)
 	for section, kinds := range [3]int{int(word(msg, 6)), int(word(msg, 8)), int(word(msg, 10))} {
 		for range kinds {
 			r, next, ok := readRecord(msg, at)
@@ -86,12 +94,16 @@ func parseQuery(msg []byte) (query, dnsmessage.RCode) {
 				if section != 2 || q.edns || r.name != "" {
 					return q, dnsmessage.RCodeFormatError // RFC 6891 §6.1.1
 				}
-				q.edns, q.udp = true, min(max(int(r.class), minUDP), maxUDP)
+				q.edns, q.udp, q.do = true, min(max(int(r.class), minUDP), maxUDP), r.ttl&ednsDO != 0
+				version = byte(r.ttl >> 16)
 			}
 		}
 	}
 	if at != len(msg) {
 		return q, dnsmessage.RCodeFormatError
+	}
+	if version != 0 {
+		return q, badVersion // RFC 6891 §6.1.3
 	}
 	switch dnsmessage.Type(q.qtype) {
 	case dnsmessage.TypeAXFR, typeIXFR, dnsmessage.TypeOPT:

@@ -40,7 +40,8 @@
 //     multicast, broadcast and "this host" addresses, whether closed or not.
 //  4. A deny rule for addresses also matches IPv6 addresses that carry a matching IPv4
 //     address (NAT64, 6to4, Teredo, IPv4-compatible and -translated); an allow
-//     rule does not. An IPv4-mapped address is the IPv4 address itself.
+//     rule does not. An IPv4-mapped address is the IPv4 address itself. A NAT64
+//     prefix of the network's own cannot be known: close it by a rule.
 //
 // # Names
 //
