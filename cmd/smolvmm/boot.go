@@ -32,11 +32,12 @@ func boot(args []string, s streams) error {
 
 // options are what a run takes from the flags besides the configuration.
 func (b *bootFlags) options() runOptions {
-	return runOptions{console: b.console, timeout: b.timeout, registers: b.verbose || b.trace}
+	return runOptions{console: b.console, timeout: b.timeout, registers: b.verbose || b.trace, verbose: b.verbose, plan: b.plan}
 }
 
 // config turns flags into a machine's configuration. Nothing has been made on
 // the host when it fails; its items are the caller's to wipe.
+// The network's plan is kept for options.
 func (b *bootFlags) config(argv []string, s streams) (vmm.Config, error) {
 	cfg := vmm.Config{Cmdline: b.append, CPUs: b.cpus, CPU: b.cpu, HugePages: b.hugepages}
 	var err error
@@ -46,12 +47,8 @@ func (b *bootFlags) config(argv []string, s streams) (vmm.Config, error) {
 	if b.cpus < 1 || b.cpus > vmm.MaxCPUs {
 		return cfg, usagef("-cpus %d: must be between 1 and %d", b.cpus, vmm.MaxCPUs)
 	}
-	switch b.net {
-	case "none":
-	case "user":
-		return cfg, usagef("-net user: this version has no network; leave the flag out or give -net none")
-	default:
-		return cfg, usagef("-net %q: must be none or user", b.net)
+	if b.plan, err = b.net.Plan(); err != nil {
+		return cfg, usagef("%w", err)
 	}
 	if err := checkConsole(b.console); err != nil {
 		return cfg, err

@@ -35,7 +35,7 @@ func TestConfined(t *testing.T) {
 					t.Errorf("%+v", r)
 				}
 				if console == "stdio" {
-					mustContain(t, "the guest's report", r.out, "devices found=4", "fail=0")
+					mustContain(t, "the guest's report", r.out, "devices found=5", "fail=0")
 				}
 			})
 		}

@@ -28,6 +28,8 @@ exit=7, reboot=cf9, triple, hostile=all, count=100000; "help" lists them.
       --timeout 60s    end the machine after that long
       --timeline       print when each phase of the start was reached
       --console --cpu --hugepages --confine --trace -v   as for a boot
+      --net --publish --host-service --host-link --egress --egress-file
+      --name --mac --mtu --rate --dns --search --pcap --audit   the network: too
 `
 
 // demoScratch is the size in bytes of the disk that the guest writes to.
@@ -74,7 +76,7 @@ func demoRun(args []string, s streams) error {
 	if err := checkMode(mode); err != nil {
 		return err
 	}
-	b.kernel, b.net = builtIn, "none"
+	b.kernel = builtIn
 	cfg, err := b.config(nil, s)
 	if err != nil {
 		return err

@@ -8,15 +8,19 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/network"
 )
 
 // bootFlags are the flags of a boot, as typed.
 type bootFlags struct {
-	kernel, memory, append, console, net, cpu, confine string
-	disks, initrds, env, files, secrets, fwcfg         []string
-	cpus                                               int
-	timeout                                            time.Duration
-	hugepages, trace, verbose, help, version           bool
+	kernel, memory, append, console, cpu, confine string
+	disks, initrds, env, files, secrets, fwcfg    []string
+	cpus                                          int
+	timeout                                       time.Duration
+	hugepages, trace, verbose, help, version      bool
+	net                                           network.Flags
+	plan                                          *network.Plan // of net, by config
 }
 
 func (b *bootFlags) set() *pflag.FlagSet {
@@ -25,7 +29,6 @@ func (b *bootFlags) set() *pflag.FlagSet {
 	f.StringVarP(&b.kernel, "kernel", "k", "", "")
 	f.StringVarP(&b.append, "append", "a", "", "")
 	f.StringArrayVar(&b.initrds, "initrd", nil, "")
-	f.StringVar(&b.net, "net", "none", "")
 	f.StringArrayVarP(&b.env, "env", "e", nil, "")
 	f.StringArrayVarP(&b.files, "file", "E", nil, "")
 	f.StringArrayVar(&b.secrets, "secret", nil, "")
@@ -47,8 +50,27 @@ func (b *bootFlags) machine(f *pflag.FlagSet, memory string, timeout time.Durati
 	f.BoolVar(&b.hugepages, "hugepages", false, "")
 	f.StringVar(&b.confine, "confine", "enforce", "")
 	f.BoolVar(&b.trace, "trace", false, "")
+	b.network(f)
 	f.BoolVarP(&b.verbose, "verbose", "v", false, "")
 	f.BoolVarP(&b.help, "help", "h", false, "")
+}
+
+// network adds the flags of the network.
+func (b *bootFlags) network(f *pflag.FlagSet) {
+	f.StringArrayVar(&b.net.Nets, "net", nil, "")
+	f.BoolVar(&b.net.HostLink, "host-link", false, "")
+	f.StringVar(&b.net.Name, "name", "", "")
+	f.StringVar(&b.net.MAC, "mac", "", "")
+	f.StringVar(&b.net.MTU, "mtu", "", "")
+	f.StringVar(&b.net.Rate, "rate", "", "")
+	f.StringArrayVarP(&b.net.Publish, "publish", "p", nil, "")
+	f.StringArrayVar(&b.net.Services, "host-service", nil, "")
+	f.StringArrayVar(&b.net.Egress, "egress", nil, "")
+	f.StringVar(&b.net.EgressFile, "egress-file", "", "")
+	f.StringArrayVar(&b.net.Names, "dns", nil, "")
+	f.StringVar(&b.net.Search, "search", "", "")
+	f.StringVar(&b.net.Capture, "pcap", "", "")
+	f.StringVar(&b.net.Audit, "audit", "", "")
 }
 
 // duration is a flag's length of time: 30s, 1m30s, or seconds without a unit

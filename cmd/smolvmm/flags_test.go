@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/network"
 	"github.com/smolvmm/smolvmm/vmm"
 )
 
@@ -16,8 +17,10 @@ import (
 // with their value at once: all the same.
 func TestFlagSpellings(t *testing.T) {
 	want := bootFlags{kernel: "netbsd", memory: "1G", cpus: 2, append: "-v", disks: []string{"a.img", "b.img,ro"},
-		console: "stdio", net: "none", cpu: "host", confine: "enforce", timeout: 90 * time.Second, verbose: true,
-		env: []string{"A=1"}, files: []string{"f=/x"}, initrds: []string{}, secrets: []string{}, fwcfg: []string{}}
+		console: "stdio", cpu: "host", confine: "enforce", timeout: 90 * time.Second, verbose: true,
+		env: []string{"A=1"}, files: []string{"f=/x"}, initrds: []string{}, secrets: []string{}, fwcfg: []string{},
+		net: network.Flags{Nets: []string{"user,mtu=1400", "none"}, Publish: []string{"8080:80", "unix:/x:22"}, HostLink: true, EgressFile: "f"}}
+	const nets = " -net user,mtu=1400 --net=none -p 8080:80 -publish unix:/x:22 -host-link -egress-file f"
 	for _, line := range []string{
 		"-kernel netbsd -disk a.img -disk b.img,ro -memory 1G -cpus 2 -append -v -timeout 90s -verbose -env A=1 -file f=/x",
 		"--kernel netbsd --disk a.img --disk b.img,ro --memory 1G --cpus 2 --append -v --timeout 90s --verbose --env A=1 --file f=/x",
@@ -27,7 +30,7 @@ func TestFlagSpellings(t *testing.T) {
 		"-vk netbsd -disk a.img -disk b.img,ro -m=1G -c=2 -a=-v -timeout 90 -e=A=1 -E=f=/x",
 	} {
 		var got bootFlags
-		rest, err := parse(got.set(), strings.Fields(line))
+		rest, err := parse(got.set(), strings.Fields(line+nets))
 		// pflag leaves an empty list where it has a default of none.
 		for _, l := range []*[]string{&got.initrds, &got.secrets, &got.fwcfg} {
 			if *l == nil {
@@ -88,8 +91,9 @@ func TestBadInput(t *testing.T) {
 		{append(k, "-m", ""), `-memory "": give a size`},
 		{append(k, "-timeout", "-3s"), `-timeout "-3s": must be a length of time`},
 		{append(k, "-timeout", "soon"), `-timeout "soon": must be a length of time`},
-		{append(k, "-net", "user"), "-net user: this version has no network"},
-		{append(k, "-net", "tap"), `-net "tap": must be none or user`},
+		{append(k, "-net", "tap"), `-net "tap": must be none, or user[,subnet=`},
+		{append(k, "-net", "none", "-p", "80:80"), "-p: a machine with -net none has nothing to publish"},
+		{append(k, "-hostlink", "-p", "80:80"), "did you mean -host-link?"},
 		{append(k, "-console", "tty"), "-console \"tty\": must be stdio, none"},
 		{append(k, "-confine", "maybe"), `-confine "maybe": must be enforce, log, trap or off`},
 		{append(k, "-disk", ""), `-disk "": no file named`},

@@ -12,7 +12,13 @@ Usage: smolvmm -kernel FILE [-disk FILE]… [flags] [-- COMMAND [ARG]…]
   -a, --append TEXT       kernel arguments (root=ld0a console=com if not given)
       --initrd FILE       PVH module; repeatable
       --console WHERE     stdio, none, pty, file:PATH[,append] or unix:PATH
-      --net none|user     network (default none; user is not in this version)
+      --net none|user[,subnet=CIDR][,mac=…][,mtu=…]   interface (default user)
+  -p, --publish 8080:80[/udp]|unix:PATH:22   a port of the guest's on this host
+      --egress RULE, --egress-file FILE   where it may go: deny-all, allow NAME
+      --host-service PORT, --host-link    what it may reach of this host
+      --name NAME, --mac ADDR, --mtu N, --rate SIZE[,pps=N][,burst=TIME]
+      --dns NAME=ADDR, --search DOMAIN    names for it, and its domain
+      --pcap FILE, --audit FILE           its frames, and what was denied
       --cpu TEMPLATE      host, baseline; take features away: host,-smap,-xsave
   -e, --env K[=V]         variable for the guest's command; repeatable
   -E, --file NAME=FILE    file for the guest's command; repeatable

@@ -11,7 +11,7 @@ import (
 )
 
 // helpFlag finds the flags that a help text speaks of: "-k, --kernel".
-var helpFlag = regexp.MustCompile(`(?:-(\w), )?--(\w+)`)
+var helpFlag = regexp.MustCompile(`(?:-(\w), )?--([\w-]+)`)
 
 // flagsOf lists a set's flags as a help text has them: "-k, --kernel".
 func flagsOf(f *pflag.FlagSet) (out []string) {

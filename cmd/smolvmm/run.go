@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/network"
 	"github.com/smolvmm/smolvmm/vmm"
 )
 
@@ -39,6 +40,8 @@ type runOptions struct {
 	console   string
 	timeout   time.Duration
 	registers bool               // print them when the guest did not end by itself
+	verbose   bool               // tell what is done
+	plan      *network.Plan      // of the network
 	after     func(*vmm.Machine) // called when the guest has ended
 }
 
@@ -49,6 +52,11 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 	defer wipe(cfg.Items)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
+	nw, err := o.openNetwork(&cfg, s)
+	if err != nil {
+		return err
+	}
+	defer closeNetwork(nw, cfg.Log, &err)
 	con, err := openConsole(o.console, s)
 	if err != nil {
 		return err
@@ -80,13 +88,18 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 	}
 	watching, stop := watchSignals(ctx, cancel, tty, s)
 	defer stop()
+	for _, path := range nw.Sockets() {
+		con.job.Sockets = append(con.job.Sockets, socketFile{Path: path})
+	}
 	if !con.job.none() {
 		k, err := startKeeper(con.job, s.in)
-		switch {
-		case err != nil:
+		if err != nil {
 			cfg.Log.Warn("the terminal or socket will not be put right if this process is killed", "err", err)
-		case con.kept != nil:
-			con.kept()
+		} else {
+			nw.KeptSockets()
+			if con.kept != nil {
+				con.kept()
+			}
 		}
 		defer k.release()
 	}
@@ -118,9 +131,11 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 		t := time.AfterFunc(o.timeout, func() { cancel(fmt.Errorf("%w after %v", errTimeout, o.timeout)) })
 		defer t.Stop()
 	}
+	nw.Created()
 	s.started()
 	<-watching
 	exit, err := m.Run(ctx)
+	nw.Ended(endOf(exit, err))
 	tty.restore()
 	if err != nil {
 		return err
@@ -130,6 +145,14 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 	}
 	cfg.Log.Debug("the guest has ended", "how", exit.String())
 	return o.report(exit, con.out, s)
+}
+
+// endOf tells how a run ended, for the audit log.
+func endOf(exit vmm.Exit, err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	return exit.String()
 }
 
 // report tells of a machine's end and gives the process's status.

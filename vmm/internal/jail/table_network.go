@@ -69,5 +69,6 @@ func networkRules() []rule {
 		{nr: unix.SYS_SENDMSG, why: "UDP with addresses and ancillary data"},
 		{nr: unix.SYS_RECVMSG, why: "UDP with addresses, and the queue of ICMP errors"},
 		{nr: unix.SYS_SHUTDOWN, why: "half-closed TCP"},
+		{nr: unix.SYS_PPOLL, why: "whether a connection to a published port was reset while it waits for the guest's service"},
 	}
 }
