@@ -114,6 +114,29 @@ func arpMessage(mac [6]byte, op uint16, sender, target netip.Addr) []byte {
 	return f
 }
 
+// icmpOf is the ICMP or ICMPv6 message in a frame, if it has one whose checksums
+// are right.
+func icmpOf(f []byte) []byte {
+	p := f[ethLen:]
+	switch tcpip.NetworkProtocolNumber(binary.BigEndian.Uint16(f[12:])) {
+	case header.IPv4ProtocolNumber:
+		ip := header.IPv4(p)
+		if ip.IsValid(len(p)) && ip.IsChecksumValid() && ip.Protocol() == 1 && checksum.Checksum(ip.Payload(), 0) == 0xffff {
+			return ip.Payload()
+		}
+	case header.IPv6ProtocolNumber:
+		ip := header.IPv6(p)
+		if !ip.IsValid(len(p)) || ip.NextHeader() != protoICMPv6 {
+			return nil
+		}
+		m := header.ICMPv6(ip.Payload())
+		if header.ICMPv6Checksum(header.ICMPv6ChecksumParams{Header: m, Src: ip.SourceAddress(), Dst: ip.DestinationAddress()}) == m.Checksum() {
+			return m
+		}
+	}
+	return nil
+}
+
 // TestFramesAreRight: what the tests send is well-formed, or they prove nothing.
 func TestFramesAreRight(t *testing.T) {
 	s, err := New(Config{})

@@ -95,7 +95,7 @@ func (s *Stack) icmpError6(ip header.IPv6, typ header.ICMPv6Type, code header.IC
 		from = ip.DestinationAddress()
 	}
 	q := quote(ip, header.IPv6MinimumSize)
-	s.sendICMP(from, ip.SourceAddress(), header.IPv6ProtocolNumber, q, header.ICMPv6MinimumSize+4, func(m []byte) {
+	s.sendICMP(from, ip.SourceAddress(), header.IPv6ProtocolNumber, q, header.ICMPv6MinimumSize, func(m []byte) {
 		h := header.ICMPv6(m)
 		h.SetType(typ)
 		h.SetCode(code)

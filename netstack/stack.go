@@ -139,7 +139,9 @@ const (
 	bufDefault = 256 << 10
 	bufMax     = 1 << 20
 
-	timeWait = 2 * time.Second  // a port may be used again: the link delays nothing longer
+	// gVisor drops a SYN for a pair of ports that is in TIME-WAIT, which a guest may
+	// well use again; nothing stays on this link for longer than that.
+	timeWait = 50 * time.Millisecond
 	finWait  = 30 * time.Second // for the FIN of a guest that has gone silent
 )
 
