@@ -38,9 +38,9 @@ const (
 	// of Ethernet and 4 of a VLAN tag.
 	maxFrame = 14 + 4 + 40 + 65535
 	// bufferSize is how much waits for the writer, in bytes; there are two. It
-	// bridges what a disk stalls at, 30 ms at 1 Gbit/s. The memory is touched
-	// only as far as it is used.
-	bufferSize = 4 << 20
+	// bridges what a file or a busy host stalls at, 60 ms at 1 Gbit/s. The memory
+	// is touched only as far as it is used.
+	bufferSize = 8 << 20
 )
 
 // Tap captures the frames of the Backend that it is around. All of the Backend's
