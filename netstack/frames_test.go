@@ -46,12 +46,13 @@ func pseudo(proto tcpip.TransportProtocolNumber, src, dst netip.Addr, n int) uin
 	return header.PseudoHeaderChecksum(proto, tcpip.AddrFromSlice(src.AsSlice()), tcpip.AddrFromSlice(dst.AsSlice()), uint16(n))
 }
 
-// guestAddr is an address that the guest may use, of dst's family.
+// guestAddr is the guest's address of dst's family, as netstacktest's MAC address
+// makes it.
 func guestAddr(dst netip.Addr) netip.Addr {
 	if dst.Is4() {
 		return netip.MustParseAddr("10.0.2.15")
 	}
-	return netip.MustParseAddr("fd73:6d6f:6c76::15")
+	return netip.MustParseAddr("fd73:6d6f:6c76:0:5054:ff:fe12:3456")
 }
 
 // tcpSegment is a frame with a segment.

@@ -72,12 +72,13 @@ addr add 192.168.77.1/32 dev lo
 route add unreachable `+noHost4+`/32
 route add prohibit `+noAdmin4+`/32
 -6 route add unreachable `+noHost6+`/128
-link add smol0 type dummy
-link set smol0 up arp on mtu 1400
+link add smol0 type veth peer name smol1
+link set smol0 up mtu 1400
+link set smol1 up
 addr add 198.51.100.9/32 dev smol0
 route add `+silent4+`/32 dev smol0`), "\n") {
 		if out, err := exec.Command("ip", strings.Fields(line)...).CombinedOutput(); err != nil {
-			if strings.Contains(line, "smol0") { // not every kernel has dummy devices
+			if strings.Contains(line, "smol0") { // not every kernel has virtual Ethernet
 				continue
 			}
 			return fmt.Errorf("ip %s: %w: %s", line, err, out)

@@ -90,7 +90,7 @@ func (s *Stack) echo(src, dst netip.Addr, m, quote []byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.quote = append(f.quote[:0], quote[:min(len(quote), maxQuote)]...)
-	f.write2(m, false)
+	f.write(m, false)
 }
 
 // deliverEcho passes an echo reply on, with the guest's own identifier.

@@ -58,10 +58,16 @@ type flow struct {
 	mu      sync.Mutex
 	conn    net.Conn // nil until the socket is there
 	raw     syscall.RawConn
-	pending [][]byte
+	pending []datagram
 	dontFrg int8   // 1 and -1: as the socket is set; 0: it is not
 	quote   []byte // the last packet's beginning, for errors about it
 	id      [2]byte
+}
+
+// datagram is one that waits for its flow's socket.
+type datagram struct {
+	payload []byte
+	dontFrg bool
 }
 
 func (t *flowTable) init(s *Stack) {
@@ -175,6 +181,11 @@ func (t *flowTable) lookup(key flowKey) *flow {
 // open makes a flow; where there are too many, the one idle longest goes.
 func (t *flowTable) open(key flowKey, addr string, idle time.Duration) *flow {
 	s := t.s
+	// Those that had to go keep their socket until their goroutine has run.
+	if s.stats.flows.Load() >= 2*int64(s.cfg.Limits.Flows) {
+		s.stats.overLimit.Add(1)
+		return nil
+	}
 	if !s.enter() {
 		return nil
 	}
@@ -263,7 +274,7 @@ func (f *flow) run(addr string) {
 	pending := f.pending
 	f.pending = nil
 	for _, p := range pending {
-		f.write(p)
+		f.write(p.payload, p.dontFrg)
 	}
 	f.mu.Unlock()
 	f.read(conn)
@@ -283,14 +294,14 @@ func (f *flow) send(payload []byte, dontFrg bool, pkt *stack.PacketBuffer) {
 	defer f.mu.Unlock()
 	n, t := pkt.NetworkHeader().Slice(), pkt.TransportHeader().Slice()
 	f.quote = append(append(f.quote[:0], n...), t[:min(len(t), maxQuote)]...)
-	f.write2(payload, dontFrg)
+	f.write(payload, dontFrg)
 }
 
-// write2 writes, or keeps a copy until there is a socket. f.mu is held.
-func (f *flow) write2(payload []byte, dontFrg bool) {
+// write writes, or keeps a copy until there is a socket. f.mu is held.
+func (f *flow) write(payload []byte, dontFrg bool) {
 	if f.conn == nil {
 		if len(f.pending) < maxPending && f.gone.Err() == nil {
-			f.pending = append(f.pending, append([]byte(nil), payload...))
+			f.pending = append(f.pending, datagram{append([]byte(nil), payload...), dontFrg})
 		} else {
 			f.t.s.stats.flowDrops.Add(1)
 		}
@@ -304,12 +315,12 @@ func (f *flow) write2(payload []byte, dontFrg bool) {
 		f.dontFrg = want
 		_ = f.raw.Control(func(fd uintptr) { setDontFragment(int(fd), f.key.dst.Addr(), dontFrg) })
 	}
-	f.write(payload)
+	f.writeNow(payload)
 }
 
-// write writes one datagram, without waiting where the connection has a
+// writeNow writes one datagram, without waiting where the connection has a
 // descriptor. f.mu is held.
-func (f *flow) write(payload []byte) {
+func (f *flow) writeNow(payload []byte) {
 	s := f.t.s
 	// An error of an earlier datagram's is reported instead of sending this one.
 	for range 2 {

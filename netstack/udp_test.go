@@ -1,0 +1,247 @@
+package netstack
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/smolvmm/smolvmm/netstack/netstacktest"
+)
+
+// TestUDP carries datagrams both ways, small, empty and in fragments.
+func TestUDP(t *testing.T) {
+	s, g := setup6(t, Config{}, netstacktest.Options{})
+	for _, addr := range []string{world4, world6} {
+		c, err := g.DialUDP(udpEcho(t, addr))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		for _, n := range []int{1, 1400, 9000, 0, 60000} {
+			want := noise(n)
+			if _, err := c.Write(want); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			got := make([]byte, 65536)
+			k, err := c.Read(got)
+			if err != nil || !bytes.Equal(got[:k], want) {
+				t.Errorf("%s, %d bytes: %d came back, %v; %+v", addr, n, k, err, s.Stats())
+			}
+		}
+	}
+	if n := s.Stats().Flows; n != 2 {
+		t.Errorf("%d flows", n)
+	}
+}
+
+// TestUDPRefused: a port that nobody has the guest hears of, from the host's ICMP,
+// and a host that cannot be reached too.
+func TestUDPRefused(t *testing.T) {
+	var seen [256]chan struct{}
+	for i := range seen {
+		seen[i] = make(chan struct{}, 1)
+	}
+	s, g := setup(t, Config{}, netstacktest.Options{Tap: func(_ [netstacktest.HeaderLen]byte, f []byte) bool {
+		if m := icmpOf(f); len(m) >= 8+20+8 && m[0] == byte(header.ICMPv4DstUnreachable) {
+			// The quoted packet has to be the guest's own.
+			q := header.IPv4(m[8:])
+			if q.SourceAddress().String() == "10.0.2.15" && q.Protocol() == protoUDP {
+				signal(seen[m[1]])
+			}
+		}
+		return true
+	}})
+	l, err := net.ListenPacket("udp", world4+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shut := l.LocalAddr().(*net.UDPAddr).AddrPort()
+	_ = l.Close()
+	for _, c := range []struct {
+		to   netip.AddrPort
+		code header.ICMPv4Code
+	}{
+		{shut, header.ICMPv4PortUnreachable},
+		{netip.MustParseAddrPort(noHost4 + ":9"), header.ICMPv4HostUnreachable},
+		{netip.AddrPortFrom(s.cfg.Gateway, 9), header.ICMPv4PortUnreachable},
+	} {
+		g.SendFrame(udpDatagram(g.MAC(), netip.MustParseAddrPort("10.0.2.15:1000"), c.to, []byte("x")))
+		select {
+		case <-seen[c.code]:
+		case <-time.After(5 * time.Second):
+			t.Errorf("%v: no message with code %d; %+v", c.to, c.code, s.Stats())
+		}
+	}
+	// A socket of the guest's learns it as a socket does.
+	c, err := g.DialUDP(shut)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_, _ = c.Write([]byte("x"))
+	eventually(t, "the guest's socket says that it was refused", func() bool { // gonet is not woken by it
+		_ = c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		_, err := c.Read(make([]byte, 1))
+		return err != nil && strings.Contains(err.Error(), "refused")
+	})
+}
+
+// TestUDPIdle: a flow that is not used goes, and the next datagram makes a new one.
+func TestUDPIdle(t *testing.T) {
+	s, g := setup(t, Config{Limits: Limits{UDPIdle: 100 * time.Millisecond}}, netstacktest.Options{})
+	c, err := g.DialUDP(udpEcho(t, world4))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for range 2 {
+		ping(t, c)
+		eventually(t, "the flow has expired", func() bool { st := s.Stats(); return st.Flows == 0 })
+	}
+	if st := s.Stats(); st.Expired != 2 || st.FlowsTotal != 2 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestUDPTooManyFlows: the one idle longest makes room, whatever a guest opens.
+func TestUDPTooManyFlows(t *testing.T) {
+	const limit = 50
+	s, g := setup(t, Config{Limits: Limits{Flows: limit}}, netstacktest.Options{})
+	to := udpEcho(t, world4)
+	for port := range 65535 {
+		g.SendFrame(udpDatagram(g.MAC(), netip.AddrPortFrom(s.cfg.Guest, uint16(port+1)), to, []byte("x")))
+		if n := s.Stats().Flows; n > 2*limit { // those that are ending count until they have
+			t.Fatalf("%d flows at once after %d", n, port)
+		}
+	}
+	eventually(t, "no more flows than are allowed are left", func() bool { return s.Stats().Flows <= limit })
+	c, err := g.DialUDP(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ping(t, c)
+}
+
+// TestPathMTU: a packet that must not be fragmented and is too large for the link
+// or for the path is answered with the size that would go.
+func TestPathMTU(t *testing.T) {
+	type tooBig struct {
+		v6  bool
+		mtu int
+	}
+	got := make(chan tooBig, 4)
+	s, g := setup6(t, Config{MTU: 9000}, netstacktest.Options{Tap: func(_ [netstacktest.HeaderLen]byte, f []byte) bool {
+		switch m := icmpOf(f); {
+		case len(m) < 8:
+		case m[0] == byte(header.ICMPv4DstUnreachable) && header.ICMPv4(m).Code() == header.ICMPv4FragmentationNeeded && f[ethLen]>>4 == 4:
+			got <- tooBig{false, int(header.ICMPv4(m).MTU())}
+		case m[0] == byte(header.ICMPv6PacketTooBig) && f[ethLen]>>4 == 6:
+			got <- tooBig{true, int(header.ICMPv6(m).MTU())}
+		}
+		return true
+	}})
+	want := func(what string, w tooBig) {
+		t.Helper()
+		select {
+		case g := <-got:
+			if g != w {
+				t.Errorf("%s: %+v, want %+v", what, g, w)
+			}
+		case <-time.After(5 * time.Second):
+			t.Errorf("%s: nothing came; %+v", what, s.Stats())
+		}
+	}
+	df := func(f []byte) []byte {
+		ip := header.IPv4(f[ethLen:])
+		ip.SetFlagsFragmentOffset(header.IPv4FlagDontFragment, 0)
+		ip.SetChecksum(0)
+		ip.SetChecksum(^ip.CalculateChecksum())
+		return f
+	}
+	src := netip.MustParseAddrPort("10.0.2.15:1000")
+	g.SendFrame(df(udpDatagram(g.MAC(), src, netip.MustParseAddrPort(world4+":9"), noise(9500))))
+	want("more than the link", tooBig{false, 9000})
+	g.SendFrame(udpDatagram(g.MAC(), netip.AddrPortFrom(guestAddr(s.gateway6), 1), netip.MustParseAddrPort("["+world6+"]:9"), noise(9500)))
+	want("IPv6, more than the link", tooBig{true, 9000})
+	if _, err := net.InterfaceByName("smol0"); err != nil {
+		t.Skip("NOT RUN: the path's MTU: this kernel has no virtual Ethernet:", err)
+	}
+	g.SendFrame(df(udpDatagram(g.MAC(), src, netip.MustParseAddrPort(silent4+":9"), noise(2000))))
+	want("more than the path", tooBig{false, 1400})
+}
+
+// TestPing: the gateway answers itself, and otherwise the host that was asked.
+func TestPing(t *testing.T) {
+	type reply struct {
+		from    string
+		id, seq uint16
+		payload string
+	}
+	replies := make(chan reply, 16)
+	s, g := setup6(t, Config{}, netstacktest.Options{Tap: func(_ [netstacktest.HeaderLen]byte, f []byte) bool {
+		m := icmpOf(f)
+		if len(m) < 8 || m[0] != 0 && m[0] != 129 {
+			return true
+		}
+		r := reply{id: uint16(m[4])<<8 | uint16(m[5]), seq: uint16(m[6])<<8 | uint16(m[7]), payload: string(m[8:])}
+		if f[ethLen]>>4 == 4 {
+			r.from = header.IPv4(f[ethLen:]).SourceAddress().String()
+		} else {
+			r.from = header.IPv6(f[ethLen:]).SourceAddress().String()
+		}
+		replies <- r
+		return true
+	}})
+	for _, to := range []string{"10.0.2.2", "10.0.2.3", world4, "fd73:6d6f:6c76::2", world6} {
+		dst := netip.MustParseAddr(to)
+		for seq := range uint16(2) {
+			g.SendFrame(echoRequest(g.MAC(), guestAddr(dst), dst, 777, seq, []byte("payload")))
+			select {
+			case r := <-replies:
+				if r != (reply{to, 777, seq, "payload"}) {
+					t.Errorf("%s: %+v", to, r)
+				}
+			case <-time.After(5 * time.Second):
+				t.Errorf("%s: no answer; %+v", to, s.Stats())
+			}
+		}
+	}
+	g.SendFrame(echoRequest(g.MAC(), s.cfg.Guest, netip.MustParseAddr(silent4), 1, 1, nil))
+	g.SendFrame(echoRequest(g.MAC(), s.cfg.Guest, netip.MustParseAddr(noHost4), 1, 1, nil))
+	select {
+	case r := <-replies:
+		t.Errorf("an answer in the name of a host that gave none: %+v", r)
+	case <-time.After(300 * time.Millisecond): // the absence of an event
+	}
+}
+
+// TestPingForbidden: where the host gives no echo sockets there is no answer, and
+// the statistics say why.
+func TestPingForbidden(t *testing.T) {
+	answered := make(chan struct{}, 1)
+	s, g := setup(t, Config{Ping: func(context.Context, netip.Addr) (net.Conn, error) {
+		return nil, fmt.Errorf("echo socket: %w", syscall.EACCES)
+	}}, netstacktest.Options{Tap: func(_ [netstacktest.HeaderLen]byte, f []byte) bool {
+		if len(icmpOf(f)) > 0 && f[ethLen]>>4 == 4 {
+			signal(answered)
+		}
+		return true
+	}})
+	g.SendFrame(echoRequest(g.MAC(), s.cfg.Guest, netip.MustParseAddr(world4), 1, 1, nil))
+	eventually(t, "it is counted", func() bool { return s.Stats().PingForbidden == 1 })
+	select {
+	case <-answered:
+		t.Error("the guest was told something")
+	case <-time.After(100 * time.Millisecond): // the absence of an event
+	}
+}
