@@ -61,6 +61,7 @@ var rules = []rule{
 	{"netstack/audit", nil, nil, "the log knows what is written into it and nothing of who writes"},
 	{"netstack/dns", []string{"golang.org/x/net/dns/dnsmessage"}, []string{"netstack/policy"}, "the name server is bytes in, bytes out: what it asks and tells is injected"},
 	{"netstack/publish", []string{sys}, nil, "publications relay from sockets of the host to a Dialer, whatever that is"},
+	{"netstack/examples", nil, []string{"netstack/..."}, "the parts of a network put together as who embeds them does"},
 	{"netstack/pcap", nil, nil, "a capture is of frames, whosever network they are"},
 	{"netstack", []string{"gvisor.dev/gvisor/pkg/...", "netstack/policy", "netstack/audit", sys}, []string{"netstack/netstacktest", "netstack/dns"}, "the stack knows frames and sockets: neither the device in front of it nor the machine"},
 	{"netstack/netstacktest", []string{"gvisor.dev/gvisor/pkg/...", sys}, []string{"netstack"}, "the guest's side of a network knows nothing of the network"},
