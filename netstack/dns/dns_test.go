@@ -159,12 +159,15 @@ func TestLocalNames(t *testing.T) {
 	if m := answer(t, s, ask(t, "foreign.test.", dnsmessage.TypeA)); m.RCode != dnsmessage.RCodeRefused {
 		t.Errorf("what is not local: %v", m.GoString())
 	}
+	if m := answer(t, s, ask(t, "xsmolvmm.internal.", dnsmessage.TypeA)); m.RCode != dnsmessage.RCodeRefused {
+		t.Errorf("a name beside the zone: %v", m.GoString())
+	}
 	chaos := ask(t, "host.smolvmm.internal.", dnsmessage.TypeA)
 	chaos[len(chaos)-1] = 3
 	if m := answer(t, s, chaos); m.RCode != dnsmessage.RCodeRefused {
 		t.Errorf("class CH: %v", m.GoString())
 	}
-	if c := s.Stats(); c.Local != c.Queries-1 || c.Refused != 1 {
+	if c := s.Stats(); c.Local != c.Queries-2 || c.Refused != 2 {
 		t.Errorf("%+v", c)
 	}
 }

@@ -181,7 +181,6 @@ func (s *Server) pin(q query, answer []byte) {
 				addrs, ttl = append(addrs, a.addr), min(ttl, a.ttl)
 			}
 		}
-		delete(of, name) // a chain that runs in a circle gives nothing twice
 		next, ok := aliases[name]
 		if !ok {
 			break

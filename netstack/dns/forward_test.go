@@ -64,6 +64,10 @@ func TestPins(t *testing.T) {
 		{"plain", dnsmessage.TypeA, nil, []dnsmessage.Resource{rr("a.test.", 60, a("192.0.2.1")), rr("A.TEST.", 30, a("192.0.2.2"))}, "a.test [192.0.2.1 192.0.2.2] 30s"},
 		{"IPv6", dnsmessage.TypeAAAA, nil, []dnsmessage.Resource{rr("a.test.", 60, aaaa("2001:db8::1"))}, "a.test [2001:db8::1] 1m0s"},
 		{"another type than asked", dnsmessage.TypeA, nil, []dnsmessage.Resource{rr("a.test.", 60, aaaa("2001:db8::1"))}, ""},
+		{"IPv4 where IPv6 was asked", dnsmessage.TypeAAAA, nil, []dnsmessage.Resource{rr("a.test.", 60, a("192.0.2.1"))}, ""},
+		{"two CNAMEs of a name", dnsmessage.TypeA, nil, []dnsmessage.Resource{
+			rr("a.test.", 60, cname("b.test.")), rr("a.test.", 60, cname("victim.test.")), rr("victim.test.", 60, a("192.0.2.66")), rr("b.test.", 60, a("192.0.2.1")),
+		}, "a.test [192.0.2.1] 1m0s"},
 		{"a chain, in disorder", dnsmessage.TypeA, nil, []dnsmessage.Resource{
 			rr("c.cdn.test.", 300, a("192.0.2.3")), rr("b.cdn.test.", 20, cname("C.cdn.test.")), rr("a.test.", 3600, cname("b.cdn.test.")),
 		}, "a.test [192.0.2.3] 20s"},

@@ -159,6 +159,9 @@ func TestSystem(t *testing.T) {
 	if good.tcp.Load() != 1 || none.udp.Load() != 1 {
 		t.Errorf("%d over TCP, %d asked for what is not there", good.tcp.Load(), none.udp.Load())
 	}
+	if n := refused.udp.Load(); n != 1 {
+		t.Errorf("who has nothing to say was asked %d times", n)
+	}
 	// A server that answered is asked first from then on.
 	h := hosts{"192.0.2.53:53": servfail, "192.0.2.54:53": better}
 	s := newServer(t, Config{Exchange: system(t, "nameserver 192.0.2.53\nnameserver 192.0.2.54", h)})

@@ -185,6 +185,12 @@ func TestServerNameOfOthers(t *testing.T) {
 			t.Errorf("%s: %q, TLS %v", what, name, ok)
 		}
 	}
+	// A hello ends where it ends, also in a record that goes on: nothing more may come.
+	open := bytes.Clone(plain)
+	binary.BigEndian.PutUint16(open[3:], uint16(len(open)-5+100))
+	if name, ok := feed(t, open); name != "a.test" || !ok {
+		t.Errorf("a record longer than its hello: %q, %v", name, ok)
+	}
 	// More bytes of the same stream never change the answer, even beyond MaxHello.
 	pieces := fragment(hello(t, &tls.Config{ServerName: "a.test", NextProtos: []string{strings.Repeat("x", 250), strings.Repeat("y", 250), strings.Repeat("z", 250)}}), 1)
 	for len(pieces) <= MaxHello {
