@@ -124,10 +124,10 @@ static u32 rx_avail_far(struct net *n)
 // network goes on.
 static u32 rx_none(struct net *n)
 {
-	u64 us;
+	u64 us, t0 = rdtsc();
 
 	n->ip = lease_ip;
-	for (u32 i = 0; i < 2000; i++) {
+	for (u32 i = 0; i < 2000 && us_of(rdtsc() - t0) < WAIT_MS * 1000ul; i++) {
 		struct tx *t = net_slot(n);
 		u8 *c;
 

@@ -7,6 +7,7 @@
 
 #define FRAMES 20000
 #define PORTS 65535
+#define FLOOD_MS 1000	// where a guest is slow no flood lasts longer, or what ms= says
 
 static u32 away(void)
 {
@@ -30,22 +31,31 @@ static u32 away(void)
 
 static u32 target(struct net *n, u64 i) { return i & 1 ? away() : n->hop; }
 
+static u64 flood_from;
+static u32 flood_frames;
+
+// more counts a frame of a flood, lets answers in, and says when it is enough.
+static int more(struct net *n, u32 i, u32 count)
+{
+	if (!i)
+		flood_from = rdtsc();
+	flood_frames = i;
+	if (i % 32 == 31) {
+		net_flush(n);
+		net_poll(n);
+	}
+	return i < count && !n->broken && (i % 32 || us_of(rdtsc() - flood_from) < opt_number("ms", FLOOD_MS) * 1000);
+}
+
 // ends gives the verdict of a flood, once all of it has been taken.
 static u32 ends(struct net *n)
 {
 	net_drain(n);
 	net_poll(n);
+	say("demo: time flood us=%lu frames=%u\n", us_of(rdtsc() - flood_from), flood_frames);
 	if (reg(n->d, R_STATUS) & S_NEEDS_RESET)
 		return O_RESET;
 	return n->broken ? O_SILENT : O_LIVES;
-}
-
-static void paced(struct net *n, u32 i)
-{
-	if (i % 32 == 31) {
-		net_flush(n);
-		net_poll(n);
-	}
 }
 
 // from patches where an IPv4 frame comes from and which fragment it is.
@@ -62,9 +72,8 @@ static void from(struct tx *t, u32 src, u16 id, u16 fragment)
 
 static u32 flows(struct net *n)
 {
-	for (u32 i = 1; i <= PORTS && !n->broken; i++) {
-		udp_send(n, n->gw_mac, target(n, i), 1024 + i % 50000, i, &i, 4);
-		paced(n, i);
+	for (u32 i = 0; more(n, i, PORTS); i++) {
+		udp_send(n, n->gw_mac, target(n, i), 1024 + i % 50000, i + 1, &i, 4);
 	}
 	return ends(n);
 }
@@ -91,9 +100,8 @@ static void tcp_head(struct net *n, u32 src, u32 dst, u16 sport, u16 dport, u32 
 
 static u32 syns(struct net *n)
 {
-	for (u32 i = 1; i <= PORTS && !n->broken; i++) {
-		tcp_head(n, n->ip, target(n, i), i, i & 2 ? 80 : i * 7, i, 2);
-		paced(n, i);
+	for (u32 i = 0; more(n, i, PORTS); i++) {
+		tcp_head(n, n->ip, target(n, i), i + 1, i & 2 ? 80 : i * 7, i, 2);
 	}
 	return ends(n);
 }
@@ -102,10 +110,9 @@ static u32 tcp_flags(struct net *n)
 {
 	u64 seed = opt_number("seed", 1), x;
 
-	for (u32 i = 0; i < FRAMES && !n->broken; i++) {
+	for (u32 i = 0; more(n, i, FRAMES); i++) {
 		x = rnd(&seed);
 		tcp_head(n, n->ip, target(n, x >> 1), x >> 8 & 7, x >> 16 & 7, x >> 32, x >> 24);
-		paced(n, i);
 	}
 	return ends(n);
 }
@@ -118,7 +125,7 @@ static u32 spoofed(struct net *n)
 	u8 mac[6];
 
 	memcpy(mac, n->mac, 6);
-	for (u32 i = 0; i < FRAMES && !n->broken; i++) {
+	for (u32 i = 0; more(n, i, FRAMES); i++) {
 		x = rnd(&seed);
 		n->ip = x & 1 ? sources[(x >> 8) % COUNT(sources)] : (u32)(x >> 32);
 		n->mac[5] = x >> 16;
@@ -127,7 +134,6 @@ static u32 spoofed(struct net *n)
 			udp_send(n, n->gw_mac, target(n, i), x >> 40, 1 + (x >> 48), &x, 8);
 		else
 			tcp_head(n, n->ip, target(n, i), x >> 40, x >> 48, x, 2);
-		paced(n, i);
 	}
 	n->ip = own;
 	memcpy(n->mac, mac, 6);
@@ -140,12 +146,11 @@ static u32 arp_spoof(struct net *n)
 	u8 mac[6];
 
 	memcpy(mac, n->mac, 6);
-	for (u32 i = 0; i < FRAMES && !n->broken; i++) {
+	for (u32 i = 0; more(n, i, FRAMES); i++) {
 		n->ip = i % 4 == 0 ? n->hop : i % 4 == 1 ? n->dns : i % 4 == 2 ? (own & n->mask) | (i & 0xff) : i * 0x01010101;
 		n->mac[4] = i >> 8;
 		n->mac[5] = i;
 		arp_send(n, i & 1 ? broadcast : n->gw_mac, i & 2 ? 2 : 1, i & 4 ? n->ip : n->hop, i & 8 ? n->mac : broadcast);
-		paced(n, i);
 	}
 	n->ip = own;
 	memcpy(n->mac, mac, 6);
@@ -157,7 +162,7 @@ static u32 fragments(struct net *n)
 {
 	u64 seed = opt_number("seed", 1), x;
 
-	for (u32 i = 0; i < FRAMES && !n->broken; i++) {
+	for (u32 i = 0; more(n, i, FRAMES); i++) {
 		struct tx *t = net_slot(n);
 		u32 len = 8 * (1 + i % 160), offset;
 
@@ -170,7 +175,6 @@ static u32 fragments(struct net *n)
 		if (i % 97 == 0)
 			from(t, n->ip, x >> 40 & 15, 0x1fff);
 		net_send(n, t, ETH + 20, n->rxmem, len);
-		paced(n, i);
 	}
 	return ends(n);
 }
@@ -183,7 +187,7 @@ static u32 garbage(struct net *n)
 	u64 seed = opt_number("seed", 1), x;
 	u8 *f, *ip;
 
-	for (u32 i = 0; i < FRAMES && !n->broken; i++) {
+	for (u32 i = 0; more(n, i, FRAMES); i++) {
 		struct tx *t = net_slot(n);
 		u32 len, at;
 
@@ -220,7 +224,6 @@ static u32 garbage(struct net *n)
 		} else if (get16(f + 12) == 0x0806 && x & 4)
 			memcpy(ip, "\0\1\10\0\6\4\0\1", 8);
 		net_send(n, t, len, NULL, 0);
-		paced(n, i);
 	}
 	return ends(n);
 }
@@ -231,7 +234,7 @@ static u32 services(struct net *n)
 	u64 seed = opt_number("seed", 1), x;
 	u8 m[300];
 
-	for (u32 i = 0; i < FRAMES && !n->broken; i++) {
+	for (u32 i = 0; more(n, i, FRAMES); i++) {
 		for (u32 k = 0; k + 8 <= sizeof m; k += 8)
 			*(u64 *)(m + k) = rnd(&seed);
 		x = rnd(&seed);
@@ -250,7 +253,6 @@ static u32 services(struct net *n)
 			m[242] = 1 + (x >> 32 & 7);
 			udp_send(n, x & 2 ? broadcast : n->gw_mac, x & 2 ? ~0u : n->hop, 67, 68, m, x & 16 ? sizeof m : x >> 48 & 255);
 		}
-		paced(n, i);
 	}
 	return ends(n);
 }
@@ -314,7 +316,7 @@ static u32 race_type(struct net *n) { return flipping(n, flip_type); }
 
 // Reset, or the queues taken away, while frames come and go: afterwards nothing
 // may be written.
-#define WATCHED (1 << 20)
+#define WATCHED (1 << 16)
 
 static u32 in_flight(struct net *n, int by_reset)
 {

@@ -284,7 +284,7 @@ int net_room(struct net *n)
 		reclaim(n);
 		if (!n->nfree) {	// then an interrupt is wanted for the next
 			n->starved = 1;
-			vq_want_irq(n->tx);
+			vq_want_irq_at(n->tx, n->ntx / 4);
 			reclaim(n);
 		}
 	}
@@ -295,15 +295,17 @@ int net_room(struct net *n)
 	return n->nfree;
 }
 
+// wait_tx waits for so many free slots, with one interrupt for all of them.
 static void wait_tx(struct net *n, u32 want)
 {
 	u64 t0 = rdtsc();
 
 	net_flush(n);
 	while (reclaim(n), n->nfree < want && !n->broken) {
-		vq_want_irq(n->tx);
-		if (waits(n->tx))
-			continue;
+		vq_want_irq_at(n->tx, want - n->nfree);
+		reclaim(n);
+		if (n->nfree >= want)
+			break;
 		wait_irq();
 		if (us_of(rdtsc() - t0) > GIVE_UP_US) {
 			fail("net", "dev=%u %u of %u frames are not taken", n->d->n, n->ntx - n->nfree, n->ntx);
@@ -321,7 +323,7 @@ struct tx *net_slot(struct net *n)
 	struct tx *t;
 
 	if (!net_room(n)) {
-		wait_tx(n, 1);
+		wait_tx(n, n->ntx / 4);	// for one the price is the same
 		n->starved = 0;
 	}
 	if (n->broken || !n->nfree)

@@ -172,9 +172,11 @@ int vq_get(struct vq *q, u32 *id, u32 *len)
 	return 1;
 }
 
-void vq_want_irq(struct vq *q)
+void vq_want_irq(struct vq *q) { vq_want_irq_at(q, 1); }
+
+void vq_want_irq_at(struct vq *q, u16 n)
 {
-	*used_event(q) = q->last_used;
+	*used_event(q) = q->last_used + n - 1;
 	q->avail->flags = 0;
 	mb();
 }

@@ -70,6 +70,7 @@ static inline volatile u16 *used_event(struct vq *q) { return &q->avail->ring[q-
 static inline volatile u16 *avail_event(struct vq *q) { return (volatile u16 *)&q->used->ring[q->size]; }
 int vq_get(struct vq *q, u32 *id, u32 *len);	// 0 when nothing is used
 void vq_want_irq(struct vq *q);			// at the next used buffer
+void vq_want_irq_at(struct vq *q, u16 n);	// at the n-th from now, where EVENT_IDX can tell
 void vq_no_irq(struct vq *q);			// at none for now
 
 #endif
