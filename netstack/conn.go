@@ -78,6 +78,9 @@ func (c *conn) check(d *deadline) error {
 	select {
 	case <-c.closed:
 		return net.ErrClosed
+	default:
+	}
+	select {
 	case <-d.passed():
 		return os.ErrDeadlineExceeded
 	default:

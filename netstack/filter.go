@@ -139,12 +139,8 @@ func (s *Stack) filter6(p []byte, gso bool) bool {
 		s.stats.spoofed.Add(1)
 		return false
 	}
-	if s.cfg.Subnet6.Contains(src) {
-		if a := s.lastGuest6.Load(); a == nil || *a != src {
-			s.lastGuest6.Store(&src)
-		}
-	}
-	if !gso && ethLenIPv6(ip) > s.cfg.MTU {
+	s.learn6(src)
+	if !gso && lengthIPv6(ip) > s.cfg.MTU {
 		s.tooBig(header.IPv6ProtocolNumber, ip, uint32(s.cfg.MTU))
 		return false
 	}
@@ -171,7 +167,17 @@ func (s *Stack) filter6(p []byte, gso bool) bool {
 	return s.noWhere()
 }
 
-func ethLenIPv6(ip header.IPv6) int { return header.IPv6MinimumSize + int(ip.PayloadLength()) }
+// learn6 takes note of the guest's address, for DialContext.
+func (s *Stack) learn6(a netip.Addr) {
+	if !a.IsValid() || !s.cfg.Subnet6.Contains(a) || s.isOurs(a) {
+		return
+	}
+	if last := s.lastGuest6.Load(); last == nil || *last != a {
+		s.lastGuest6.Store(&a)
+	}
+}
+
+func lengthIPv6(ip header.IPv6) int { return header.IPv6MinimumSize + int(ip.PayloadLength()) }
 
 // filterICMPv6 keeps neighbour discovery to what is true on this link, answers
 // router solicitations, and carries echo requests on.
@@ -190,6 +196,9 @@ func (s *Stack) filterICMPv6(src, dst netip.Addr, ip header.IPv6) bool {
 		s.advertise()
 		return false
 	case header.ICMPv6NeighborSolicit:
+		if src.IsUnspecified() { // it is about to take this address (RFC 4862 §5.4.2)
+			s.learn6(target)
+		}
 		return target.IsValid() && s.isOurs(target) // duplicates of the guest's own address are not ours to see
 	case header.ICMPv6NeighborAdvert:
 		if !target.IsValid() || !s.isGuest(target) {

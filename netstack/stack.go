@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
@@ -59,6 +60,9 @@ func New(cfg Config) (*Stack, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network: %w", err)
 	}
+	// gVisor logs to standard error, for the whole process, what a guest may bring
+	// about as often as it likes.
+	log.SetTarget(silence{})
 	s := &Stack{cfg: cfg}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.done = s.ctx.Done()
@@ -86,6 +90,11 @@ func New(cfg Config) (*Stack, error) {
 	}
 	return s, nil
 }
+
+// silence is gVisor's log.
+type silence struct{}
+
+func (silence) Emit(int, log.Level, time.Time, string, ...any) {}
 
 func (s *Stack) configure() error {
 	g := s.stack
