@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 // Spec is one publication: an address of the host and a port of the guest.
@@ -234,7 +235,9 @@ func (s Spec) checkPath() error {
 		return errors.New("the Unix socket needs a path: unix:path:guestport")
 	case len(s.Path) > maxPath:
 		return fmt.Errorf("the path has %d bytes, a Unix socket's at most %d: use a shorter one", len(s.Path), maxPath)
-	case s.Path[0] == '@' || strings.IndexByte(s.Path, 0) >= 0:
+	case strings.ContainsFunc(s.Path, unicode.IsControl):
+		return errors.New("the path has control characters")
+	case s.Path[0] == '@':
 		return errors.New("abstract sockets have no permissions, so anyone may connect: give the path of a file")
 	case s.Host.IsValid() || s.HostPort != 0 || s.Guest.IsValid():
 		return errors.New("a Unix socket has no address and no port on the host's side")

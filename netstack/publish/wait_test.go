@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -256,5 +257,24 @@ func TestLaterRefusalIsPassedOn(t *testing.T) {
 	down.Store(false)
 	if got, err := ask(t, a, "again"); err != nil || got != "again" {
 		t.Errorf("when it is back: %q, %v", got, err)
+	}
+}
+
+// TestHintsAreBounded: a guest that shows signs of life without end brings about
+// a try each minGap, and no more.
+func TestHintsAreBounded(t *testing.T) {
+	g := &guest{dial: func(context.Context, string, string) (net.Conn, error) { return nil, unix.ECONNREFUSED }}
+	s := publish(t, g, Config{}, "80")
+	dial(t, s.Addrs()[0].Addrs[0])
+	for g.tries.Load() == 0 {
+		runtime.Gosched()
+	}
+	began := time.Now()
+	for time.Since(began) < 20*minGap {
+		s.Hint()
+	}
+	tries, most := g.tries.Load(), int32(time.Since(began)/minGap)+2
+	if tries < 2 || tries > most {
+		t.Errorf("%d tries, want 2 to %d", tries, most)
 	}
 }
