@@ -46,6 +46,9 @@ func TestFilterNetwork(t *testing.T) {
 		{"connect", unix.SYS_CONNECT, []uint64{3, 0, 16}, allow},
 		{"TCP_NODELAY", unix.SYS_SETSOCKOPT, []uint64{3, unix.IPPROTO_TCP, unix.TCP_NODELAY, 0, 4}, allow},
 		{"IP_MTU_DISCOVER", unix.SYS_SETSOCKOPT, []uint64{3, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, 0, 4}, allow},
+		{"SO_ERROR", unix.SYS_GETSOCKOPT, []uint64{3, unix.SOL_SOCKET, unix.SO_ERROR, 0, 4}, allow},
+		{"SO_PEERCRED", unix.SYS_GETSOCKOPT, []uint64{3, unix.SOL_SOCKET, unix.SO_PEERCRED, 0, 12}, eperm},
+		{"IP_RECVERR", unix.SYS_SETSOCKOPT, []uint64{3, unix.IPPROTO_IP, unix.IP_RECVERR, 0, 4}, eperm},
 		{"SO_ATTACH_FILTER", unix.SYS_SETSOCKOPT, []uint64{3, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, 0, 16}, eperm},
 		{"SO_BINDTODEVICE", unix.SYS_SETSOCKOPT, []uint64{3, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, 0, 4}, eperm},
 		{"TCP_ULP", unix.SYS_SETSOCKOPT, []uint64{3, unix.IPPROTO_TCP, unix.TCP_ULP, 0, 4}, eperm},
@@ -194,6 +197,23 @@ func udpWorks(address string) error {
 	if err != nil {
 		return err
 	}
+	raw, err := c.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	level, discover, do, mtu := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO, unix.IP_MTU
+	if from.Addr().Is6() && !from.Addr().Is4In6() {
+		level, discover, do, mtu = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO, unix.IPV6_MTU
+	}
+	var sockErr error
+	if err := raw.Control(func(fd uintptr) {
+		sockErr = unix.SetsockoptInt(int(fd), level, discover, do)
+		if sockErr == nil {
+			_, sockErr = unix.GetsockoptInt(int(fd), level, mtu)
+		}
+	}); err != nil || sockErr != nil {
+		return errors.Join(err, sockErr)
+	}
 	if _, err := p.(*net.UDPConn).WriteToUDPAddrPort(buf[:n], from); err != nil {
 		return err
 	}
@@ -216,12 +236,20 @@ func echoWorks() error {
 	}
 	f := os.NewFile(uintptr(fd), "echo")
 	defer f.Close()
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		return err
+	}
+	c, err := net.FileConn(f) // as netstack.PingSocket does
+	if err != nil {
+		return err
+	}
+	defer c.Close()
 	request := []byte{8, 0, 0, 0, 0, 0, 0, 1, 'h', 'i'} // RFC 792; the kernel fills in checksum and identifier
-	if err := unix.Sendto(fd, request, 0, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+	if _, err := c.Write(request); err != nil {
 		return err
 	}
 	answer := make([]byte, 64)
-	if n, err := f.Read(answer); err != nil || n != len(request) || answer[0] != 0 {
+	if n, err := c.Read(answer); err != nil || n != len(request) || answer[0] != 0 {
 		return fmt.Errorf("% x, %w", answer[:max(n, 0)], err)
 	}
 	return nil

@@ -10,23 +10,31 @@ type option struct{ level, name uint64 }
 // filter (IPT_SO_SET_REPLACE): a way into the kernel that nobody here goes.
 var setOptions = []option{
 	{unix.SOL_SOCKET, unix.SO_BROADCAST},        // package net, on each socket it makes
-	{unix.SOL_SOCKET, unix.SO_KEEPALIVE},        // package net, on each TCP connection
-	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE},       // the same
-	{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL},      // the same
-	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT},        // the same
-	{unix.IPPROTO_TCP, unix.TCP_NODELAY},        // the same: the guest decides what goes into a segment
+	{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY},       // the same, over IPv6
+	{unix.IPPROTO_TCP, unix.TCP_NODELAY},        // the same, over TCP: the guest decides what goes into a segment
+	{unix.SOL_SOCKET, unix.SO_KEEPALIVE},        // the same, on each connection that a listener takes
+	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE},       // with it
+	{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL},      // with it
+	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT},        // with it
 	{unix.SOL_SOCKET, unix.SO_LINGER},           // a reset of the guest's is passed on as one
-	{unix.SOL_SOCKET, unix.SO_RCVBUF},           // bounded memory of the kernel's for each flow
-	{unix.SOL_SOCKET, unix.SO_SNDBUF},           // the same
-	{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY},       // package net, on each IPv6 socket
-	{unix.IPPROTO_IP, unix.IP_TTL},              // the guest's hop limit: traceroute
-	{unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS}, // the same
-	{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER},     // the guest's Don't Fragment
-	{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER}, // the same
-	{unix.IPPROTO_IP, unix.IP_RECVERR},          // ICMP errors of a flow, for the guest
-	{unix.IPPROTO_IPV6, unix.IPV6_RECVERR},      // the same
-	{unix.IPPROTO_IP, unix.IP_RECVTTL},          // the hop limit of an answered ping
-	{unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT}, // the same
+	{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER},     // a datagram of the guest's with Don't Fragment
+	{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER}, // the same, over IPv6
+}
+
+// getOptions are what they ask for.
+var getOptions = []option{
+	{unix.SOL_SOCKET, unix.SO_ERROR},   // package net: how a connect ended that did not block
+	{unix.SOL_SOCKET, unix.SO_TYPE},    // package net: what an echo socket is that it is given
+	{unix.IPPROTO_IP, unix.IP_MTU},     // the path's MTU, for the guest
+	{unix.IPPROTO_IPV6, unix.IPV6_MTU}, // the same, over IPv6
+}
+
+// matchOptions lets a call through for these options, its second and third arguments.
+func matchOptions(options []option) (m []match) {
+	for _, o := range options {
+		m = append(m, match{{arg: 1, op: opEq, val: o.level}, {arg: 2, op: opEq, val: o.name}})
+	}
+	return m
 }
 
 // sockets are the kinds that the Network group may make: family, type without
@@ -45,15 +53,12 @@ var sockets = [][3]uint64{
 // where the guest wants to go, and takes connections from sockets that listen
 // already. There is no listen(2), nor a Unix, raw, packet or netlink socket.
 func networkRules() []rule {
-	var kinds, opts []match
+	var kinds []match
 	for _, s := range sockets {
 		kinds = append(kinds, match{
 			{arg: 0, op: opEq, val: s[0]},
 			{arg: 1, op: opEq, val: s[1] | unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC},
 			{arg: 2, op: opEq, val: s[2]}})
-	}
-	for _, o := range setOptions {
-		opts = append(opts, match{{arg: 1, op: opEq, val: o.level}, {arg: 2, op: opEq, val: o.name}})
 	}
 	return []rule{
 		{nr: unix.SYS_SOCKET, when: kinds, why: "TCP, UDP and echo sockets over IPv4 and IPv6, as package net asks for them"},
@@ -62,8 +67,8 @@ func networkRules() []rule {
 		{nr: unix.SYS_ACCEPT4, why: "published ports, which listen since before the guest ran"},
 		{nr: unix.SYS_GETSOCKNAME, why: "package net asks after each connect, bind and accept"},
 		{nr: unix.SYS_GETPEERNAME, why: "the same"},
-		{nr: unix.SYS_SETSOCKOPT, when: opts, why: "see setOptions"},
-		{nr: unix.SYS_GETSOCKOPT, why: "SO_ERROR after a connect that did not block; the path's MTU"},
+		{nr: unix.SYS_SETSOCKOPT, when: matchOptions(setOptions), why: "see setOptions"},
+		{nr: unix.SYS_GETSOCKOPT, when: matchOptions(getOptions), why: "see getOptions"},
 		{nr: unix.SYS_SENDTO, why: "UDP and echo requests"},
 		{nr: unix.SYS_RECVFROM, why: "UDP and echo answers"},
 		{nr: unix.SYS_SENDMSG, why: "UDP with addresses and ancillary data"},
