@@ -2,6 +2,8 @@ package net
 
 import (
 	"encoding/binary"
+	"io"
+	"log/slog"
 	"runtime"
 	"strings"
 	"sync"
@@ -269,3 +271,12 @@ func workers() int {
 	s := string(buf[:runtime.Stack(buf, true)])
 	return strings.Count(s, "net.(*txWorker).run(") + strings.Count(s, "net.(*rxWorker).run(") + strings.Count(s, "net.(*ctrlWorker).run(")
 }
+
+// starve returns when the device has found no buffer for the n-th time.
+func starve(dev *Device, n uint64) {
+	for dev.Stats().Starved < n {
+		runtime.Gosched()
+	}
+}
+
+func textLog(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
