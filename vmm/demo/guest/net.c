@@ -17,14 +17,16 @@ struct vdev *net_device(u32 n)
 	return NULL;
 }
 
+// GUEST_TSO6 is of no use without IPv6, but there are networks that give large
+// segments only to those who take them of both kinds.
 u64 net_features(void)
 {
 	static const struct { const char *name; u64 bits; } off[] = {
-		{ "csum", N_CSUM | N_GUEST_CSUM | N_HOST_TSO4 | N_GUEST_TSO4 }, { "tso", N_HOST_TSO4 | N_GUEST_TSO4 }, { "mrg", N_MRG_RXBUF },
+		{ "csum", N_CSUM | N_GUEST_CSUM | N_HOST_TSO4 | N_GUEST_TSO4 | N_GUEST_TSO6 }, { "tso", N_HOST_TSO4 | N_GUEST_TSO4 | N_GUEST_TSO6 }, { "mrg", N_MRG_RXBUF },
 		{ "event", F_EVENT_IDX }, { "indirect", F_INDIRECT }, { "ctrl", N_CTRL_VQ | N_CTRL_RX | N_CTRL_MAC_ADDR }, { "mtu", N_MTU },
 	};
 	u64 f = F_INDIRECT | F_EVENT_IDX | N_MAC | N_STATUS | N_MTU | N_MRG_RXBUF | N_CTRL_VQ | N_CTRL_RX | N_CTRL_MAC_ADDR |
-		N_CSUM | N_GUEST_CSUM | N_HOST_TSO4 | N_GUEST_TSO4;
+		N_CSUM | N_GUEST_CSUM | N_HOST_TSO4 | N_GUEST_TSO4 | N_GUEST_TSO6;
 
 	for (u32 i = 0; i < COUNT(off); i++)
 		if (!opt_number(off[i].name, 1))
@@ -38,7 +40,7 @@ static u64 needs(u64 f)
 	if (!(f & N_CSUM))
 		f &= ~(u64)N_HOST_TSO4;
 	if (!(f & N_GUEST_CSUM))
-		f &= ~(u64)N_GUEST_TSO4;
+		f &= ~(u64)(N_GUEST_TSO4 | N_GUEST_TSO6);
 	if (!(f & N_CTRL_VQ))
 		f &= ~(u64)(N_CTRL_RX | N_CTRL_MAC_ADDR);
 	return f;
@@ -105,7 +107,7 @@ int net_start(struct net *n, struct vdev *d, u64 want, u32 rxbuf)
 		return 0;
 	}
 	n->mtu = least(n->mtu, opt_number("mtu", 65535) ? opt_number("mtu", 65535) : 1500);
-	frame = NET_HDR + (d->features & N_GUEST_TSO4 ? FRAME_MAX : ETH + n->mtu);
+	frame = NET_HDR + (d->features & (N_GUEST_TSO4 | N_GUEST_TSO6) ? FRAME_MAX : ETH + n->mtu);
 	if (frame < NET_HDR + ETH + 1500)
 		frame = NET_HDR + ETH + 1500;	// §5.1.6.3.1
 	frame = (frame + 63) & ~63;
@@ -168,7 +170,7 @@ static void one(struct net *n, u32 id, u32 len)
 		n->bad++;
 		return;
 	}
-	memcpy(&h, at, NET_HDR);
+	h = *(struct net_hdr *)at;
 	bufs = n->d->features & N_MRG_RXBUF ? h.num_buffers : 1;
 	if (bufs == 1) {
 		n->rx_bytes += len - NET_HDR;
@@ -238,6 +240,11 @@ u32 net_step(struct net *n)
 
 	if (got)
 		return got;
+	if (n->spin) {
+		for (t0 = rdtsc(); !waits(n->rx) && rdtsc() - t0 < TICK * tsc_khz / 1000;)
+			pause();
+		return net_poll(n);
+	}
 	vq_want_irq(n->rx);
 	if (waits(n->rx) || (n->starved && net_room(n)))
 		return net_poll(n);

@@ -5,7 +5,7 @@
 #include "virtio.h"
 
 enum {	// feature bits (§5.1.3)
-	N_CSUM = 1 << 0, N_GUEST_CSUM = 1 << 1, N_MTU = 1 << 3, N_MAC = 1 << 5, N_GUEST_TSO4 = 1 << 7, N_HOST_TSO4 = 1 << 11,
+	N_CSUM = 1 << 0, N_GUEST_CSUM = 1 << 1, N_MTU = 1 << 3, N_MAC = 1 << 5, N_GUEST_TSO4 = 1 << 7, N_GUEST_TSO6 = 1 << 8, N_HOST_TSO4 = 1 << 11,
 	N_MRG_RXBUF = 1 << 15, N_STATUS = 1 << 16, N_CTRL_VQ = 1 << 17, N_CTRL_RX = 1 << 18, N_CTRL_MAC_ADDR = 1 << 23,
 };
 enum { NH_NEEDS_CSUM = 1, NH_DATA_VALID = 2, NH_TCPV4 = 1 };	// flags and gso_type (§5.1.6)
@@ -37,13 +37,14 @@ struct net {
 	struct vdev *d;
 	struct vq *rx, *tx, *ctl;
 	int split;		// the header in a descriptor of its own
+	int spin;		// wait without sleeping
 	u8 mac[6];
 	u32 mtu, rxbuf, nrx, stride, ntx;
 	u8 *rxmem, *txmem, *whole;
 	struct tx *slots;
 	u16 free[NET_RING], nfree, cur;
 	u32 lost, bad, broken, merged, foreign, badsum, starved;
-	u64 rx_frames, tx_frames, rx_bytes, tx_bytes;
+	u64 rx_frames, tx_frames, rx_bytes, tx_bytes, vouched;	// vouched: the device knows that the sum is right
 
 	u32 ip, mask, gw, dns;	// host order; ip 0: none yet
 	u32 hop;		// the gateway, or the host on a link without one
@@ -88,6 +89,7 @@ void arp_ask(struct net *n, u32 ip);
 int arp_find(struct net *n, u32 ip, u32 ms, u8 mac[6]);
 int ping(struct net *n, u32 ip, u32 len, u32 ms, u64 *us);
 static inline u16 get16(const void *p) { return be16(*(const u16 *)p); }
+static inline void copy6(u8 *to, const u8 *p) { *(u32 *)to = *(const u32 *)p; *(u16 *)(to + 4) = *(const u16 *)(p + 4); }
 static inline u32 get32(const void *p) { return be32(*(const u32 *)p); }
 static inline void put16(void *p, u16 v) { *(u16 *)p = be16(v); }
 static inline void put32(void *p, u32 v) { *(u32 *)p = be32(v); }

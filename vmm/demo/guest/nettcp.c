@@ -93,8 +93,8 @@ static void report(const char *dir, struct tcp *c, u64 bytes, u64 tsc)
 {
 	u64 us = us_of(tsc);
 
-	ok("nettcp", "dir=%s bytes=%lu us=%lu mbit_s=%lu sum=%016lx mtu=%u mss=%u features=0x%lx resent=%u unordered=%u rx=%lu tx=%lu irqs=%lu", dir, bytes, us,
-	   bytes * 8 / (us ? us : 1), sum_end(c), net.mtu, c->mss, net.d->features, c->resent, c->unordered, net.rx_frames, net.tx_frames, net.d->irqs);
+	ok("nettcp", "dir=%s bytes=%lu us=%lu mbit_s=%lu sum=%016lx mtu=%u mss=%u features=0x%lx resent=%u unordered=%u rx=%lu tx=%lu vouched=%lu irqs=%lu", dir, bytes, us,
+	   bytes * 8 / (us ? us : 1), sum_end(c), net.mtu, c->mss, net.d->features, c->resent, c->unordered, net.rx_frames, net.tx_frames, net.vouched, net.d->irqs);
 }
 
 // up sends bytes, then FIN, and is done when the peer has closed too, which
@@ -141,15 +141,18 @@ static void down(struct tcp *c, u64 bytes)
 	tcp_abort(&net, c);
 }
 
-// Times, in tenths of a microsecond.
+// Times, in tenths of a microsecond below 6.5 ms, and all in tenths of a
+// millisecond.
 #define TIMES 65536
-static u32 *times;
+static u32 *times, *long_times;
 
 static void note(u64 tsc)
 {
 	u64 t = tsc * 10000 / tsc_khz;
 
-	times[t < TIMES ? t : TIMES - 1]++;
+	if (t < TIMES)
+		times[t]++;
+	long_times[t / 1000 < TIMES ? t / 1000 : TIMES - 1]++;
 }
 
 static u64 percentile(u64 count, u64 hundredths)
@@ -159,7 +162,11 @@ static u64 percentile(u64 count, u64 hundredths)
 	for (u32 i = 0; i < TIMES; i++)
 		if ((seen += times[i]) * 10000 >= count * hundredths)
 			return i;
-	return TIMES;
+	seen = 0;
+	for (u32 i = 0; i < TIMES; i++)
+		if ((seen += long_times[i]) * 10000 >= count * hundredths)
+			return i * 1000;
+	return 1000 * TIMES;
 }
 
 static void report_times(const char *dir, u64 count, u64 tsc)
@@ -347,8 +354,10 @@ void mode_nettcp(const char *v)
 		fail("nettcp", "host= wants an address");
 		return;
 	}
+	net.spin = opt("poll") != NULL;
 	make_stream();
 	times = heap(TIMES * sizeof *times);
+	long_times = heap(TIMES * sizeof *times);
 	if (after(v, "serve"))
 		serve(port);
 	else {
