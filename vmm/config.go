@@ -46,10 +46,11 @@ type Disk = disk.Options
 // the machine. Its connections are no part of a machine's state.
 type Net = net.Config
 
-// NetLimits are an interface's rates; NetLimit is one way's.
+// NetLimits are an interface's rates, NetLimit is one way's; NetStats are its counters.
 type (
 	NetLimits = net.Limits
 	NetLimit  = net.Limit
+	NetStats  = net.Stats
 )
 
 // Item is a file that the guest reads from the fw_cfg device.

@@ -22,6 +22,7 @@ import (
 
 	"github.com/smolvmm/smolvmm/devices"
 	"github.com/smolvmm/smolvmm/devices/blk/disk"
+	"github.com/smolvmm/smolvmm/devices/net"
 	"github.com/smolvmm/smolvmm/devices/uart"
 	"github.com/smolvmm/smolvmm/pvh"
 	"github.com/smolvmm/smolvmm/vmm/guestmem"
@@ -44,6 +45,7 @@ type Machine struct {
 	com1        *uart.UART
 	pins        []*levelPin // of the virtio transports, by slot
 	disks       []disk.Files
+	nets        []*net.Device
 	// blockDevices: some disk is a block device, whose ioctls a jail must allow.
 	blockDevices bool
 	stateful     []namedDevice  // everything with state, in the order it is stopped
@@ -292,6 +294,26 @@ func (m *Machine) Stop() { m.end(Exit{End: EndStopped, Detail: "stopped by the h
 
 // InjectBreak sends a break on the console line.
 func (m *Machine) InjectBreak() { m.com1.InjectBreak() }
+
+// NetStats gives the counters of each interface, in the order of Config.Nets. What
+// became of a frame behind it, the network knows.
+func (m *Machine) NetStats() []NetStats {
+	out := make([]NetStats, len(m.nets))
+	for i, d := range m.nets {
+		out[i] = d.Stats()
+	}
+	return out
+}
+
+// SetLink plugs the cable of an interface in or out, by its place in Config.Nets.
+// The guest hears of it; while it is out no frame passes.
+func (m *Machine) SetLink(number int, up bool) error {
+	if number < 0 || number >= len(m.nets) {
+		return fmt.Errorf("machine: no interface %d, it has %d", number, len(m.nets))
+	}
+	m.nets[number].SetLink(up)
+	return nil
+}
 
 // Timeline gives the moments of the machine's start so far: "begin", "memory
 // ready", "kernel loaded", "vm made", "memory mapped", "run", "console" (the

@@ -138,6 +138,20 @@ func TestNet(t *testing.T) {
 	out.wait(t, "demo: ok netecho [^\n]*\n", 0)
 	w.echo(t, "before")
 
+	if n := m.NetStats(); len(n) != 1 || n[0].TX.Frames == 0 || n[0].RX.Frames == 0 || n[0].TX.Malformed+n[0].RX.Malformed != 0 {
+		t.Errorf("the counters are %+v", n)
+	}
+	if err := m.SetLink(0, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(m.SetLink(0, true), m.SetLink(0, true)); err != nil {
+		t.Fatal(err)
+	}
+	if m.SetLink(1, true) == nil || m.SetLink(-1, true) == nil {
+		t.Error("a link of no interface was set")
+	}
+	w.echo(t, "again")
+
 	if err := m.Pause(); err != nil {
 		t.Fatal(err)
 	}

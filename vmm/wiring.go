@@ -105,6 +105,7 @@ func (m *Machine) addNet(i int, n Net) error {
 	if err != nil {
 		return &ConfigError{fmt.Errorf("interface %d: %w", i, err)}
 	}
+	m.nets = append(m.nets, d)
 	return m.addVirtio(fmt.Sprintf("net%d", i), d, d.Close)
 }
 

@@ -33,7 +33,7 @@ func TestNetwork(t *testing.T) {
 		"ok net_dhcp dev=1 ip=10.0.2.15 gateway=10.0.2.2 dns=10.0.2.3 mtu=1500", "ok net_dns dev=1 name=host.smolvmm.internal ip=10.0.2.2",
 		"ok net_dhcp dev=2 ip=10.0.3.15 gateway=10.0.3.2 dns=10.0.3.3 mtu=9000", "ok net_ping dev=2", "ok net_dns dev=2 name=host.smolvmm.internal ip=10.0.3.2",
 		"ok net_dhcp dev=3 ip=10.0.255.15 gateway=0.0.0.0 dns=0.0.0.0", "ok net_ping dev=3")
-	mustContain(t, "the log", r.err, "msg=network interface=2 counters=")
+	mustContain(t, "the log", r.err, "msg=network number=2 counters=", "msg=interface number=2 counters=")
 
 	events := auditLog(t, log)
 	if len(events) != 2 || events[0]["event"] != "machine-created" || events[1]["event"] != "machine-ended" ||

@@ -135,7 +135,7 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 	s.started()
 	<-watching
 	exit, err := m.Run(ctx)
-	nw.Ended(endOf(exit, err))
+	nw.Ended(endOf(exit, err), m.NetStats())
 	tty.restore()
 	if err != nil {
 		return err

@@ -210,8 +210,23 @@ func (n *Network) openInterface(i Interface, ask dns.Exchange) error {
 		v.Backend = tap
 		n.onClose(func() error { return n.closeCapture(i.Capture, tap, f) })
 	}
+	if n.set != nil && len(n.nets) == 0 {
+		v.Backend = &hinting{Backend: v.Backend, hint: n.set.Hint}
+	}
 	n.nets = append(n.nets, v)
 	return nil
+}
+
+// hinting tells published ports of the guest's signs of life, so that connections
+// that wait for it are tried again at once. It costs a frame an atomic load.
+type hinting struct {
+	pcap.Backend
+	hint func()
+}
+
+func (b *hinting) Send(h *[12]byte, frame [][]byte) {
+	b.Backend.Send(h, frame)
+	b.hint()
 }
 
 // closeCapture writes a capture's end. A frame that is missing in it is worth a
@@ -278,8 +293,14 @@ func (n *Network) Created() {
 	})
 }
 
-// Ended says how the machine ended, for the audit log.
-func (n *Network) Ended(how string) { n.ended = how }
+// Ended says how the machine ended, for the audit log, and what its interfaces
+// have counted.
+func (n *Network) Ended(how string, stats []vmm.NetStats) {
+	n.ended = how
+	for i, s := range stats {
+		n.host.Log.Debug("interface", "number", i, "counters", fmt.Sprintf("%+v", s))
+	}
+}
 
 // Close ends everything, in the reverse of the order in which it was opened; the
 // machine must be closed before. The error tells what was lost.
@@ -293,7 +314,7 @@ func (n *Network) Close() error {
 		n.created = false
 	}
 	for i, s := range n.stacks {
-		n.host.Log.Debug("network", "interface", i, "counters", fmt.Sprintf("%+v", s.Stats()))
+		n.host.Log.Debug("network", "number", i, "counters", fmt.Sprintf("%+v", s.Stats()))
 	}
 	n.stacks = nil
 	var errs []error

@@ -90,7 +90,7 @@ func ask(t *testing.T, g *netstacktest.Guest, server netip.Addr, name string) ([
 func TestNothing(t *testing.T) {
 	n, _ := open(t, Flags{Nets: []string{"none"}})
 	n.Created()
-	n.Ended("well")
+	n.Ended("well", nil)
 	if n.Nets() != nil || n.Sockets() != nil {
 		t.Errorf("%+v", n)
 	}
@@ -135,7 +135,7 @@ func TestPolicy(t *testing.T) {
 		if _, err := ask(t, g, netip.MustParseAddr("10.0.2.3"), "leak.example.org."); !errors.As(err, &refused) {
 			t.Errorf("a query for a name that no rule allows: %v", err)
 		}
-		n.Ended("its end")
+		n.Ended("its end", nil)
 	})
 	f, err := os.Open(log)
 	if err != nil {
