@@ -1,0 +1,116 @@
+package main
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+)
+
+// kind is what the guest does with its network.
+type kind string
+
+const (
+	kindUp   kind = "up"   // sends a stream to the host
+	kindDown kind = "down" // takes one from it
+	kindRR   kind = "rr"   // a byte there and back, again and again
+	kindConn kind = "conn" // opens connections and closes them
+)
+
+// load is one experiment.
+type load struct {
+	kind kind
+	mtu  int   // the interface's, in bytes
+	n    int64 // bytes, round trips or connections
+}
+
+// mode is the load as the demo guest is told of it.
+func (l load) mode(port int) string {
+	what := "bytes"
+	if l.kind == kindRR || l.kind == kindConn {
+		what = "count"
+	}
+	return fmt.Sprintf("nettcp=%s,host=%%s,port=%d,%s=%d,sum=0,mtu=%d", l.kind, port, what, l.n, l.mtu)
+}
+
+// subject is a monitor with a network that needs no privileges.
+type subject struct {
+	name string
+	// mtu is the largest that its network has, in bytes.
+	mtu int
+	// gateway is the address at which the guest finds the host's loopback.
+	gateway string
+	// helper is a process that has to run beside the monitor; nil: none.
+	helper func(dir string) []string
+	argv   func(g guest) []string
+	status int // with which it ends when the guest ends with 0
+}
+
+// guest is what a monitor is asked to start.
+type guest struct {
+	kernel, mode, dir string
+	port, mtu         int
+}
+
+// Names of the subjects.
+const (
+	nameOurs  = "smolvmm"
+	nameSlirp = "QEMU user"
+	namePasst = "QEMU passt"
+)
+
+// jumbo is the largest MTU that any of them has: 65,535 bytes of an IPv4 packet,
+// rounded down to a multiple of four as passt does.
+const jumbo = 65520
+
+// ours is smolvmm as users get it, jail and all.
+func ours(program string) subject {
+	return subject{name: nameOurs, mtu: jumbo, gateway: "10.0.2.2", argv: func(g guest) []string {
+		return []string{program, "-kernel", g.kernel, "-m", "64", "-append", "demo=" + g.mode, "-net", "user", "-mtu", fmt.Sprint(g.mtu), "-host-service", fmt.Sprint(g.port)}
+	}}
+}
+
+// qemu is QEMU's microvm with a network. portExit is where the demo guest ends
+// its machine; isa-debug-exit gives 2·0 + 1.
+func qemu(program string, g guest, netdev string) []string {
+	return []string{
+		program, "-M", "microvm,accel=kvm,acpi=off,pic=off,pit=on,rtc=on,x-option-roms=off,auto-kernel-cmdline=on", "-cpu", "host,-arch-capabilities",
+		"-m", "64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
+		"-kernel", g.kernel, "-append", "demo=" + g.mode + ",lax",
+		"-device", "isa-debug-exit,iobase=0x501,iosize=1", "-global", "virtio-mmio.force-legacy=false",
+		"-netdev", netdev, "-device", fmt.Sprintf("virtio-net-device,netdev=n,host_mtu=%d", g.mtu),
+	}
+}
+
+func slirp(program string) subject {
+	return subject{name: nameSlirp, mtu: 1500, gateway: "10.0.2.2", status: 1, argv: func(g guest) []string {
+		return qemu(program, g, "user,id=n")
+	}}
+}
+
+func passt(program, helper string) subject {
+	socket := func(dir string) string { return filepath.Join(dir, "passt.sock") }
+	return subject{
+		name: namePasst, mtu: jumbo, gateway: "10.0.2.2", status: 1,
+		helper: func(dir string) []string {
+			return []string{helper, "--foreground", "--one-off", "--quiet", "--socket", socket(dir), "--address", "10.0.2.15", "--netmask", "24", "--gateway", "10.0.2.2", "--ipv4-only", "--runas", "0"}
+		},
+		argv: func(g guest) []string {
+			return qemu(program, g, "stream,id=n,server=off,addr.type=unix,addr.path="+socket(g.dir))
+		},
+	}
+}
+
+// subjects are those whose programs are there, and why others are not.
+func subjects(smolvmm, qemuProgram, passtProgram string) (out []subject, absent []string) {
+	out = append(out, ours(smolvmm))
+	q, err := exec.LookPath(qemuProgram)
+	if err != nil {
+		return out, []string{nameSlirp + ": " + err.Error()}
+	}
+	out = append(out, slirp(q))
+	p, err := exec.LookPath(passtProgram)
+	if err != nil {
+		return out, []string{namePasst + ": " + err.Error()}
+	}
+	return append(out, passt(q, p)), nil
+}
