@@ -185,7 +185,7 @@ static void ip_input(struct net *n, const struct net_hdr *h, u8 *ip, u32 len)
 	u8 *l4;
 
 	if (len < 20 || ip[0] >> 4 != 4 || hlen < 20 || hlen > len || (total = get16(ip + 2)) > len || total < hlen) {
-		n->bad++;
+		n->malformed++;
 		return;
 	}
 	if (fold(sum_of(ip, hlen, 0)) != 0xffff) {
@@ -204,7 +204,7 @@ static void ip_input(struct net *n, const struct net_hdr *h, u8 *ip, u32 len)
 	if (ip[9] != P_UDP && ip[9] != P_TCP)
 		return;
 	if (l4_len < (ip[9] == P_UDP ? 8 : 20)) {
-		n->bad++;
+		n->malformed++;
 		return;
 	}
 	// What the device vouches for needs no look; a sum of zero is none.
@@ -219,7 +219,7 @@ static void ip_input(struct net *n, const struct net_hdr *h, u8 *ip, u32 len)
 		return;
 	}
 	if (get16(l4 + 4) < 8 || get16(l4 + 4) > l4_len) {
-		n->bad++;
+		n->malformed++;
 		return;
 	}
 	if (n->udp)
@@ -231,7 +231,7 @@ static void ip_input(struct net *n, const struct net_hdr *h, u8 *ip, u32 len)
 void net_input(struct net *n, const struct net_hdr *h, u8 *f, u32 len)
 {
 	if (len < ETH) {
-		n->bad++;
+		n->malformed++;
 		return;
 	}
 	if ((*(u32 *)f != *(u32 *)n->mac || *(u16 *)(f + 4) != *(u16 *)(n->mac + 4)) && !(f[0] & 1)) {

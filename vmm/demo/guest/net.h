@@ -43,7 +43,9 @@ struct net {
 	u8 *rxmem, *txmem, *whole;
 	struct tx *slots;
 	u16 free[NET_RING], nfree, cur;
-	u32 lost, bad, broken, merged, foreign, badsum, starved;
+	u32 lost, bad, broken;	// interrupts that did not come; used buffers that make no sense; it needs a reset
+	u32 malformed, badsum;	// what others sent
+	u32 merged, foreign, starved;
 	u64 rx_frames, tx_frames, rx_bytes, tx_bytes, vouched;	// vouched: the device knows that the sum is right
 
 	u32 ip, mask, gw, dns;	// host order; ip 0: none yet

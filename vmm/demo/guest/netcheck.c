@@ -239,6 +239,8 @@ static void again(struct net *n, struct vdev *d, const char *what, u64 features,
 	if (!net_init(n, d, features, rxbuf))
 		return;
 	n->split = split;
+	if (n->mtu > was.mtu)	// without the feature MTU the device does not tell
+		n->mtu = was.mtu;
 	n->ip = was.ip;
 	n->mask = was.mask;
 	n->gw = was.gw;
@@ -251,9 +253,13 @@ static void again(struct net *n, struct vdev *d, const char *what, u64 features,
 	n->lost += was.lost;
 	n->bad += was.bad;
 	n->badsum += was.badsum;
+	n->malformed += was.malformed;
 	n->rx_frames += was.rx_frames;
 	n->tx_frames += was.tx_frames;
 }
+
+// MUST is what this project's device always offers.
+#define MUST (F_INDIRECT | F_EVENT_IDX | N_MAC | N_STATUS | N_MTU | N_MRG_RXBUF | N_CTRL_VQ | N_CTRL_RX | N_CTRL_MAC_ADDR)
 
 void net_check(struct vdev *d)
 {
@@ -267,12 +273,16 @@ void net_check(struct vdev *d)
 	   n.mac[0], n.mac[1], n.mac[2], n.mac[3], n.mac[4], n.mac[5], n.mtu, net_status(&n), n.rx->max, n.tx->max, n.ctl ? n.ctl->max : 0, d->features, d->offered);
 	if (d->features & N_MAC && (n.mac[0] & 1 || !(n.mac[0] | n.mac[1] | n.mac[2] | n.mac[3] | n.mac[4] | n.mac[5])))
 		fail("net", "dev=%u the MAC address is no interface's", d->n);
+	if (!lax && (d->offered & MUST) != MUST)
+		fail("net", "dev=%u offers 0x%lx, but not all of 0x%lx", d->n, d->offered, MUST);
 	t0 = rdtsc();
 	if (net_address(&n))
 		ok("net_dhcp", "dev=%u ip=%u.%u.%u.%u gateway=%u.%u.%u.%u dns=%u.%u.%u.%u mtu=%u us=%lu", d->n, DOTTED(n.ip), DOTTED(n.gw), DOTTED(n.dns), lease.mtu,
 		   us_of(rdtsc() - t0));
 	else
 		skip("net_dhcp", "dev=%u no lease: 10.0.2.15", d->n);
+	if (!lax && lease.mtu && d->features & N_MTU && lease.mtu != rd16(d->base + R_CONFIG + C_MTU))
+		fail("net_dhcp", "dev=%u mtu=%u, the device says %u", d->n, lease.mtu, rd16(d->base + R_CONFIG + C_MTU));
 	t0 = rdtsc();
 	here = net_gateway(&n, ANSWER_MS);
 	if (here)
@@ -288,13 +298,13 @@ void net_check(struct vdev *d)
 		commands(&n);
 	if (here && !n.broken) {
 		if (d->offered & N_MRG_RXBUF)
-			again(&n, d, "net_merge", all, 256, 0);
+			again(&n, d, "net_merge", all, 512, 0);
 		again(&n, d, "net_split", all & ~(u64)N_MRG_RXBUF, 0, 1);
 		again(&n, d, "net_plain", 0, 0, 0);
 	}
 	net_drain(&n);
-	if (n.lost || n.bad || n.badsum)
-		fail("net_irqs", "dev=%u lost=%u bad=%u badsum=%u", d->n, n.lost, n.bad, n.badsum);
+	if (n.lost || n.bad || n.malformed || n.badsum)
+		fail("net_irqs", "dev=%u lost=%u bad=%u malformed=%u badsum=%u", d->n, n.lost, n.bad, n.malformed, n.badsum);
 	else if (d->irqs == irqs && n.rx_frames)	// a lost one would be in n.lost
 		skip("net_irqs", "dev=%u every answer was there when it was looked for", d->n);
 	else
@@ -346,6 +356,6 @@ void mode_netecho(const char *v)
 	if (n.broken || n.lost || n.bad)
 		fail("netecho", "status=0x%x lost=%u bad=%u", reg(n.d, R_STATUS), n.lost, n.bad);
 	else
-		ok("netecho", "rx=%lu tx=%lu badsum=%u", n.rx_frames, n.tx_frames, n.badsum);
+		ok("netecho", "rx=%lu tx=%lu malformed=%u badsum=%u", n.rx_frames, n.tx_frames, n.malformed, n.badsum);
 	virtio_reset(n.d);
 }

@@ -380,8 +380,8 @@ void mode_nettcp(const char *v)
 			}
 		}
 	}
-	if (net.lost || net.bad || net.badsum)
-		fail("nettcp", "lost=%u bad=%u badsum=%u", net.lost, net.bad, net.badsum);
+	if (net.lost || net.bad || net.malformed || net.badsum)
+		fail("nettcp", "lost=%u bad=%u malformed=%u badsum=%u", net.lost, net.bad, net.malformed, net.badsum);
 	net_drain(&net);
 	virtio_reset(net.d);
 }

@@ -243,7 +243,7 @@ void tcp_input(struct net *n, u32 src, u8 *p, u32 len)
 	struct tcp *c = find(n, src, get16(p), get16(p + 2), (flags & (SYN | ACK | RST)) == SYN);
 
 	if (hlen < 20 || hlen > len) {
-		n->bad++;
+		n->malformed++;
 		return;
 	}
 	len -= hlen;
