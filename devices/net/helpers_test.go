@@ -9,7 +9,10 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/smolvmm/smolvmm/devices"
+	"github.com/smolvmm/smolvmm/devices/virtq"
 	"github.com/smolvmm/smolvmm/devices/virtq/virtqtest"
+	"github.com/smolvmm/smolvmm/vmm/guestmem"
 )
 
 const (
@@ -280,3 +283,17 @@ func starve(dev *Device, n uint64) {
 }
 
 func textLog(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
+
+// newQueue is the device's side of a ring, with a doorbell.
+func newQueue(tb testing.TB, mem *guestmem.Memory, r *virtqtest.Ring) (*devices.Queue, error) {
+	q, err := virtq.New(mem, r.Cfg)
+	if err != nil {
+		return nil, err
+	}
+	b, err := devices.NewDoorbell()
+	if err != nil {
+		return nil, err
+	}
+	tb.Cleanup(func() { b.Close() })
+	return &devices.Queue{Queue: q, Kick: b}, nil
+}

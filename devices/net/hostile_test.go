@@ -73,7 +73,7 @@ func (l *lan) popAll() {
 	l.queue = nil
 }
 
-// TestBadBuffers: receive buffers that hold no header go back, counted, and harm
+// TestBadBuffers: receive buffers that hold no header, or are not to be written, go back, counted, and harm
 // no frame.
 func TestBadBuffers(t *testing.T) {
 	for _, features := range []uint64{everything, noMrg} {
@@ -87,19 +87,19 @@ func TestBadBuffers(t *testing.T) {
 		if _, err := d.Rings[0].Add([][]byte{{1, 2, 3}}, []uint32{2000}); err != nil {
 			t.Fatal(err)
 		}
-		d.Kick(0)
+		post(t, d, 0, 1, 2000)
 		f := frameTo(testMAC, 1000)
 		l.put(packet{frame: f})
-		us := d.Wait(0, 5)
-		for _, u := range us[:4] {
+		us := d.Wait(0, 6)
+		for _, u := range us[:5] {
 			if u.Len != 0 {
 				t.Errorf("used.len %d", u.Len)
 			}
 		}
-		if p := join(t, us[4:], nil); !bytes.Equal(p[0].frame, f) {
+		if p := join(t, us[5:], nil); !bytes.Equal(p[0].frame, f) {
 			t.Errorf("%d bytes", len(p[0].frame))
 		}
-		if s := dev.Stats(); s.BadBuffers != 4 || s.RX.Frames != 1 {
+		if s := dev.Stats(); s.BadBuffers != 5 || s.RX.Frames != 1 {
 			t.Errorf("%+v", s)
 		}
 	}

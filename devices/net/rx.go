@@ -258,7 +258,8 @@ func (w *rxWorker) fill(q *rxRing, frame [][]byte, size uint64) (fit, error) {
 			return 0, err
 		case !ok:
 			return noBuffer, nil
-		case c.WriteLen() < HeaderLen:
+		case c.WriteLen() < HeaderLen, c.ReadLen() != 0:
+			// Such a chain could be long without being of use.
 			q.Push(c.Head(), 0)
 			q.pushed = true
 			w.n.badBuffers++

@@ -21,8 +21,13 @@ func (m macText) MarshalText() ([]byte, error) { return []byte(m.String()), nil 
 
 // UnmarshalText reads what MarshalText wrote, and nothing else.
 func (m *macText) UnmarshalText(b []byte) error {
-	n, err := hex.Decode(m[:], bytes.ReplaceAll(b[:min(len(b), 17)], []byte(":"), nil))
-	if err != nil || n != 6 || m.String() != string(b) {
+	// Digits without their colons: hex.Decode writes as many bytes as it is
+	// given digits for, so their number comes first.
+	digits := bytes.ReplaceAll(b[:min(len(b), 17)], []byte(":"), nil)
+	if len(digits) != 12 {
+		return fmt.Errorf("MAC address %.20q", b)
+	}
+	if _, err := hex.Decode(m[:], digits); err != nil || m.String() != string(b) {
 		return fmt.Errorf("MAC address %.20q", b)
 	}
 	return nil

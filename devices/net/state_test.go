@@ -55,6 +55,7 @@ func TestState(t *testing.T) {
 		"short MAC":         {`:03"`, `"`},
 		"long MAC":          {`:03"`, `:03:04"`},
 		"MAC without sense": {`:03"`, `:0g"`},
+		"MAC of digits":     {`"mac":"52:54:00:09:09:09"`, `"mac":"52540009090900000"`},
 		"upper case":        {`33:33:00`, `AA:33:00`},
 		"all and some":      {`{"all":false`, `{"all":true`},
 		"many":              {`"addresses":[`, `"addresses":[` + strings.Repeat(`"02:00:00:00:00:00",`, 64)},

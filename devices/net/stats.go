@@ -33,7 +33,7 @@ type Stats struct {
 
 	Filtered   uint64 // to the guest, dropped: not for an address it listens to
 	Starved    uint64 // waits for the guest to post buffers
-	BadBuffers uint64 // receive buffers given back, too small for a header
+	BadBuffers uint64 // receive buffers given back: too small for a header, or not to be written
 	Padding    uint64 // frames made up to give a buffer back for a pause
 
 	Commands uint64 // of the control queue, obeyed
