@@ -6,6 +6,7 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
 // Where fields are in an ARP message for Ethernet and IPv4 (RFC 826).
@@ -231,6 +232,32 @@ func (s *Stack) filterICMPv6(src, dst netip.Addr, ip header.IPv6) bool {
 		s.unreachable(header.IPv6ProtocolNumber, ip, unreachHost)
 	}
 	return s.noWhere()
+}
+
+// askAsGateway has gVisor ask for the guest's link address in the gateway's name:
+// it does so in the name of whoever has sent the guest something, which some guests
+// do not answer, and which would have them take a stranger for a neighbour.
+func (s *Stack) askAsGateway(pkt *stack.PacketBuffer) {
+	n := pkt.NetworkHeader().Slice()
+	if pkt.NetworkProtocolNumber == header.ARPProtocolNumber {
+		if len(n) >= arpLen && !s.isOurs(netip.AddrFrom4([4]byte(n[arpSenderIP:]))) {
+			copy(n[arpSenderIP:], s.cfg.Gateway.AsSlice())
+		}
+		return
+	}
+	m := header.ICMPv6(pkt.TransportHeader().Slice())
+	if len(n) < header.IPv6MinimumSize || len(m) < header.ICMPv6NeighborSolicitMinimumSize || m.Type() != header.ICMPv6NeighborSolicit {
+		return
+	}
+	ip := header.IPv6(n)
+	if src := netip.AddrFrom16([16]byte(n[8:])); s.isOurs(src) || src.IsUnspecified() {
+		return
+	}
+	ip.SetSourceAddress(tcpip.AddrFromSlice(s.gateway6.AsSlice()))
+	m.SetChecksum(header.ICMPv6Checksum(header.ICMPv6ChecksumParams{
+		Header: m, Src: ip.SourceAddress(), Dst: ip.DestinationAddress(),
+		PayloadCsum: pkt.Data().Checksum(), PayloadLen: pkt.Data().Size(),
+	}))
 }
 
 // place is where an address is, as seen by the guest.

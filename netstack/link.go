@@ -59,6 +59,8 @@ type link struct {
 	stats *counters
 	// filter says what becomes of a frame of the guest's: deliver means gVisor.
 	filter func(frame []byte, gso bool) (deliver bool)
+	// ask sees ARP and ICMPv6 packets before the guest does.
+	ask func(pkt *stack.PacketBuffer)
 
 	features   atomic.Uint64 // as negotiated
 	dispatcher atomic.Pointer[dispatcher]
@@ -131,6 +133,9 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 			// A connection from before the driver was reset: that guest is gone.
 			l.stats.hostDropped.Add(1)
 			continue
+		}
+		if pkt.NetworkProtocolNumber == header.ARPProtocolNumber || pkt.TransportProtocolNumber == header.ICMPv6ProtocolNumber {
+			l.ask(pkt)
 		}
 		l.push(pkt.IncRef())
 	}

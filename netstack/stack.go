@@ -72,6 +72,7 @@ func New(cfg Config) (*Stack, error) {
 	s.link.mac = tcpip.LinkAddress(cfg.MAC[:])
 	s.link.stats = &s.stats
 	s.link.filter = s.filter
+	s.link.ask = s.askAsGateway
 
 	opts := stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
@@ -172,7 +173,8 @@ func (s *Stack) tune() error {
 // bufferSizes is there to make a connection's buffers smaller where there are many.
 func (s *Stack) bufferSizes(tcpip.Endpoint) {}
 
-// Close ends every connection with RST and returns when no goroutine is left.
+// Close ends every connection, those of DialContext and Listen too, and returns
+// when no goroutine is left.
 func (s *Stack) Close() error {
 	s.once.Do(func() {
 		s.mu.Lock()
@@ -184,9 +186,24 @@ func (s *Stack) Close() error {
 		s.cancel()
 		s.link.shut()
 		s.udp.closeAll()
-		s.stack.Close()
-		s.wg.Wait()
-		s.stack.Wait()
+		gone := make(chan struct{})
+		go func() {
+			s.wg.Wait()
+			close(gone)
+		}()
+		// gVisor waits for a handshake without a way to end it but by aborting its
+		// endpoint, and one may be registered at any moment until none is left.
+		for again := true; again; {
+			for _, e := range s.stack.RegisteredEndpoints() {
+				e.Abort()
+			}
+			select {
+			case <-gone:
+				again = false
+			case <-time.After(time.Millisecond):
+			}
+		}
+		s.stack.Destroy()
 	})
 	return nil
 }

@@ -198,7 +198,11 @@ func (s *Stack) connect(req *tcp.ForwarderRequest) {
 		host = c
 	}
 	wq := new(waiter.Queue)
-	ep, terr := req.CreateEndpoint(wq)
+	var ep tcpip.Endpoint
+	var terr tcpip.Error = &tcpip.ErrAborted{}
+	if !s.isClosed() {
+		ep, terr = req.CreateEndpoint(wq)
+	}
 	req.Complete(false)
 	s.tcp.settled(id)
 	if terr != nil { // the guest did not go through with it
