@@ -87,8 +87,13 @@ func ask(t *testing.T, g *netstacktest.Guest, server netip.Addr, name string) ([
 	return r.LookupNetIP(ctx, "ip4", name)
 }
 
+// TestNothing: without an interface nothing runs and nothing is open.
 func TestNothing(t *testing.T) {
+	before := runtime.NumGoroutine()
 	n, _ := open(t, Flags{Nets: []string{"none"}})
+	if now := runtime.NumGoroutine(); now != before || n.stacks != nil || n.closers != nil {
+		t.Errorf("%d goroutines, %d before; %d stacks, %d things to close", now, before, len(n.stacks), len(n.closers))
+	}
 	n.Created()
 	n.Ended("well", nil)
 	if n.Nets() != nil || n.Sockets() != nil {
