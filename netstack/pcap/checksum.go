@@ -13,16 +13,19 @@ const (
 )
 
 const (
-	etherLen  = 14
-	vlanLen   = 4
-	typeIPv4  = 0x0800
-	typeIPv6  = 0x86dd
-	typeVLAN  = 0x8100
-	protoTCP  = 6
-	protoUDP  = 17
-	ipv4Len   = 20
-	ipv6Len   = 40
-	maxLength = 65535
+	etherLen = 14
+	vlanLen  = 4
+	typeIPv4 = 0x0800
+	typeIPv6 = 0x86dd
+	typeVLAN = 0x8100
+	protoTCP = 6
+	protoUDP = 17
+	// Where the checksum is in the headers (RFC 9293 §3.1, RFC 768).
+	tcpChecksum = 16
+	udpChecksum = 6
+	ipv4Len     = 20
+	ipv6Len     = 40
+	maxLength   = 65535
 )
 
 var be = binary.BigEndian
@@ -46,7 +49,7 @@ func complete(h *[headerLen]byte, frame []byte) {
 	if start > len(frame) || offset+2 > len(frame)-start {
 		return
 	}
-	putChecksum(frame[start+offset:], sum(frame[start:], 0))
+	putChecksum(frame[start+offset:], sum(frame[start:], 0), offset == udpChecksum)
 }
 
 // whole makes a segment that is to be cut one large segment that is right, and
@@ -92,9 +95,9 @@ func transport(proto byte, addrs, seg []byte) bool {
 	var at int
 	switch {
 	case proto == protoTCP && len(seg) >= 20:
-		at = 16
+		at = tcpChecksum
 	case proto == protoUDP && len(seg) >= 8:
-		at = 6
+		at = udpChecksum
 		be.PutUint16(seg[4:], uint16(len(seg)))
 	default:
 		return false
@@ -103,15 +106,16 @@ func transport(proto byte, addrs, seg []byte) bool {
 	// The pseudo headers of RFC 9293 §3.1 and RFC 8200 §8.1 have one sum: the
 	// addresses, the length, the protocol.
 	pseudo := sum(addrs, uint64(len(seg))+uint64(proto))
-	putChecksum(seg[at:], sum(seg, pseudo))
+	putChecksum(seg[at:], sum(seg, pseudo), proto == protoUDP)
 	return true
 }
 
-// putChecksum writes a sum's complement. 0 would say that there is none (RFC 768);
-// all ones is the same number.
-func putChecksum(b []byte, s uint64) {
+// putChecksum writes a sum's complement. Of UDP 0 says that there is none, so it
+// is all ones instead, which is the same number (RFC 768); of others it stays 0,
+// as receivers that compare have it.
+func putChecksum(b []byte, s uint64, udp bool) {
 	c := fold(s)
-	if c == 0 {
+	if c == 0 && udp {
 		c = 0xffff
 	}
 	be.PutUint16(b, c)

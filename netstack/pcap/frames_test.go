@@ -99,6 +99,19 @@ func partial(f []byte, v6 bool, proto byte) (h [headerLen]byte, b []byte) {
 	return h, b
 }
 
+// zeroPayload is the payload of 2 bytes that makes the checksum 0.
+func zeroPayload(v6 bool, proto byte) uint16 {
+	f := build(v6, proto, 2, false)
+	n := len(f) - 2
+	s := uint32(be.Uint16(f[n:])) // the payload that is there
+	hdr := 20
+	if proto == protoUDP {
+		hdr = 8
+	}
+	s += uint32(be.Uint16(f[n-hdr+checksumAt(proto):])) // what is missing to all ones with it
+	return uint16(s>>16 + s&0xffff)
+}
+
 // frames are one of each kind.
 func frames() []frame {
 	var out []frame
@@ -122,7 +135,12 @@ func frames() []frame {
 					out = append(out, frame{family + " " + p.name + " damaged", [headerLen]byte{}, bad, p.name, false})
 				}
 			}
-			h, part := partial(build(v6, p.proto, 100, true), v6, p.proto)
+			// One whose checksum comes to 0, which for UDP would say that there is none.
+			zero := build(v6, p.proto, 2, false)
+			be.PutUint16(zero[len(zero)-2:], zeroPayload(v6, p.proto))
+			h, part := partial(zero, v6, p.proto)
+			out = append(out, frame{family + " " + p.name + " with a sum of 0", h, part, p.name, true})
+			h, part = partial(build(v6, p.proto, 100, true), v6, p.proto)
 			out = append(out, frame{family + " " + p.name + " with a VLAN tag", h, part, p.name, true})
 		}
 		for _, n := range []int{2000, 65535 - 40} {

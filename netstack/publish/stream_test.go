@@ -1,10 +1,13 @@
 package publish
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -106,27 +109,99 @@ func TestResetsArePassedOn(t *testing.T) {
 	}
 }
 
+// refuser is a guest's connection that takes nothing, and whose last words wait
+// in its queue until that was found out.
+type refuser struct {
+	net.Conn
+	refused, closed chan struct{}
+	once            sync.Once
+	words           string
+}
+
+func (c *refuser) Write([]byte) (int, error) {
+	close(c.refused)
+	return 0, unix.EPIPE
+}
+
+func (c *refuser) Read(b []byte) (int, error) {
+	<-c.refused
+	select {
+	case <-c.closed:
+		return 0, net.ErrClosed
+	case <-time.After(50 * time.Millisecond): // as if the relay was busy elsewhere
+	}
+	if c.words == "" {
+		return 0, unix.ECONNRESET
+	}
+	n := copy(b, c.words)
+	c.words = c.words[n:]
+	return n, nil
+}
+
+func (c *refuser) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return nil
+}
+
+func (c *refuser) SetReadDeadline(time.Time) error { return nil }
+
 // TestLastWords: what a guest answered before it refused the rest arrives.
 func TestLastWords(t *testing.T) {
 	const answer = "413 too much"
-	s := publish(t, towards(service(t, func(c *net.TCPConn) {
-		_, _ = io.ReadFull(c, make([]byte, 1))
-		_, _ = io.WriteString(c, answer)
-		_ = c.CloseWrite()
-		_ = c.CloseRead()
-		_, _ = io.Copy(io.Discard, c)
-	})), Config{}, "80")
+	s := publish(t, &guest{dial: func(context.Context, string, string) (net.Conn, error) {
+		return &refuser{refused: make(chan struct{}), closed: make(chan struct{}), words: answer}, nil
+	}}, Config{}, "80")
 	c := dial(t, s.Addrs()[0].Addrs[0])
-	go func() {
-		for { // until it breaks
-			if _, err := c.Write(make([]byte, 1<<16)); err != nil {
-				return
-			}
-		}
-	}()
+	if _, err := c.Write(make([]byte, 1<<10)); err != nil {
+		t.Fatal(err)
+	}
 	b := make([]byte, len(answer))
 	if _, err := io.ReadFull(c, b); err != nil || string(b) != answer {
 		t.Errorf("%q, %v", b, err)
 	}
-	c.Close()
+	if _, err := c.Read(b); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("behind them: %v, want a reset", err)
+	}
+}
+
+// TestWhoStopsListening: a client that reads no more, and neither goes away nor
+// ends, is a reset to the guest that sends to it, also where the guest takes
+// nothing itself.
+func TestWhoStopsListening(t *testing.T) {
+	for _, flood := range []bool{false, true} {
+		sock := filepath.Join(t.TempDir(), "s")
+		broke := make(chan error, 1)
+		s := publish(t, towards(service(t, func(c *net.TCPConn) {
+			_, _ = io.ReadFull(c, make([]byte, 1))
+			for {
+				if _, err := c.Write(make([]byte, 1<<10)); err != nil {
+					broke <- err
+					return
+				}
+				time.Sleep(time.Millisecond)
+			}
+		})), Config{}, "unix:"+sock+":80")
+		c := dial(t, s.Addrs()[0].Addrs[0]).(*net.UnixConn)
+		if _, err := c.Write([]byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		var writing sync.WaitGroup
+		if flood {
+			writing.Go(func() {
+				for {
+					if _, err := c.Write(make([]byte, 1<<16)); err != nil {
+						return
+					}
+				}
+			})
+		}
+		_ = c.CloseRead()
+		select {
+		case <-broke:
+		case <-time.After(15 * time.Second):
+			t.Errorf("flood %v: the guest sends to nobody", flood)
+		}
+		c.Close()
+		writing.Wait()
+	}
 }
