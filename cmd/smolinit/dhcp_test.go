@@ -237,7 +237,7 @@ func FuzzFrame(f *testing.F) {
 			}
 		}
 		if a, err := parseRA(frame); err == nil {
-			s := setup{DNS: a.DNS, MTU: a.MTU}
+			s := setup{DNS: a.DNS}
 			if a.Prefix.IsValid() {
 				s.Address = a.address(testMAC)
 				s.Gateway = a.Router

@@ -224,7 +224,7 @@ func (w *wire) up(name string) error {
 // apply gives an interface its IPv4 address, MTU and route.
 func (w *wire) apply(t task, s setup) {
 	if s.MTU != 0 {
-		if err := ioctl(w.in, unix.SIOCSIFMTU, ifreq(t.name, binary.LittleEndian.AppendUint32(nil, uint32(s.MTU)))); err != nil {
+		if err := w.mtu(t.name, uint32(s.MTU)); err != nil {
 			w.notef("%s: MTU %d: %v", t.name, s.MTU, err)
 		}
 	}
@@ -233,6 +233,16 @@ func (w *wire) apply(t task, s setup) {
 		return
 	}
 	w.route(t, s.Gateway)
+}
+
+// mtu sets an interface's MTU. The driver starts its device anew for it, even
+// where it is the same, and frames under way are lost.
+func (w *wire) mtu(name string, bytes uint32) error {
+	req := ifreq(name, nil)
+	if err := ioctl(w.in, unix.SIOCGIFMTU, req); err == nil && binary.LittleEndian.Uint32(req[sizeName:]) == bytes {
+		return nil
+	}
+	return ioctl(w.in, unix.SIOCSIFMTU, ifreq(name, binary.LittleEndian.AppendUint32(nil, bytes)))
 }
 
 // apply6 gives an interface an IPv6 address and route.

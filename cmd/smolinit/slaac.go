@@ -16,10 +16,8 @@ const (
 	icmpRouterAdv = 134 // RFC 4861 §4.2
 	raFixed       = 16
 	ndPrefix      = 3  // RFC 4861 §4.6.2
-	ndMTU         = 5  // RFC 4861 §4.6.4
 	ndRDNSS       = 25 // RFC 8106 §5.1
 	prefixAuto    = 0x40
-	minMTU6       = 1280 // RFC 8200 §5
 )
 
 // advert is what a router said.
@@ -28,7 +26,6 @@ type advert struct {
 	Default bool         // it is a default router
 	Prefix  netip.Prefix // the first one that addresses may be made from
 	DNS     []netip.Addr
-	MTU     int
 }
 
 // routerSolicitation is a frame that asks every router on the link, from the
@@ -93,10 +90,6 @@ func (a *advert) option(o []byte) {
 		if o[2] == 64 && o[3]&prefixAuto != 0 && binary.BigEndian.Uint32(o[4:]) != 0 && !a.Prefix.IsValid() &&
 			!p.Addr().IsLinkLocalUnicast() && usable(p.Masked().Addr().Next()) {
 			a.Prefix = p.Masked()
-		}
-	case o[0] == ndMTU && len(o) == 8:
-		if m := binary.BigEndian.Uint32(o[4:]); m >= minMTU6 && m <= maxMTU {
-			a.MTU = int(m)
 		}
 	case o[0] == ndRDNSS && binary.BigEndian.Uint32(o[4:]) != 0:
 		for o = o[8:]; len(o) >= 16 && len(a.DNS) < maxServers; o = o[16:] {

@@ -16,7 +16,7 @@ func advertOptions() []byte {
 	prefix[0], prefix[1], prefix[2], prefix[3] = ndPrefix, 4, 64, 0xc0
 	binary.BigEndian.PutUint32(prefix[4:], 86400)
 	copy(prefix[16:], netip.MustParseAddr("fd00:1::").AsSlice())
-	mtu := []byte{ndMTU, 1, 0, 0, 0, 0, 5, 220}
+	mtu := []byte{5, 1, 0, 0, 0, 0, 5, 220}
 	dns := append([]byte{ndRDNSS, 3, 0, 0, 0, 0, 14, 16}, netip.MustParseAddr("fd00:1::3").AsSlice()...)
 	return joined(prefix, mtu, dns)
 }
@@ -55,7 +55,7 @@ func TestRouterSolicitation(t *testing.T) {
 func TestRouterAdvertisement(t *testing.T) {
 	a, err := parseRA(append(advertFrame(advertOptions()), 0, 0))
 	want := advert{Router: netip.MustParseAddr("fe80::2"), Default: true, Prefix: netip.MustParsePrefix("fd00:1::/64"),
-		DNS: []netip.Addr{netip.MustParseAddr("fd00:1::3")}, MTU: 1500}
+		DNS: []netip.Addr{netip.MustParseAddr("fd00:1::3")}}
 	if err != nil || !reflect.DeepEqual(a, want) {
 		t.Errorf("%+v, %v", a, err)
 	}
@@ -73,7 +73,6 @@ func TestRouterAdvertisement(t *testing.T) {
 		"a prefix that ended": {change: func(f []byte) { clear(f[70+4 : 70+8]) }, want: func(a *advert) { a.Prefix = netip.Prefix{} }},
 		"a link-local one":    {change: func(f []byte) { f[70+16], f[70+17] = 0xfe, 0x80 }, want: func(a *advert) { a.Prefix = netip.Prefix{} }},
 		"multicast":           {change: func(f []byte) { f[70+16] = 0xff }, want: func(a *advert) { a.Prefix = netip.Prefix{} }},
-		"a small MTU":         {change: func(f []byte) { f[102+6] = 1 }, want: func(a *advert) { a.MTU = 0 }},
 		"a server that ended": {change: func(f []byte) { clear(f[110+4 : 110+8]) }, want: func(a *advert) { a.DNS = nil }},
 		"no option":           {change: func(f []byte) { f[70+1] = 0 }, says: "malformed"},
 		"too long":            {change: func(f []byte) { f[70+1] = 200 }, says: "malformed"},
