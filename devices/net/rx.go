@@ -18,7 +18,7 @@ const (
 	keptRuns = 64
 
 	// longestToGuest bounds what the network may bring, in bytes.
-	longestToGuest = MaxMTU + etherHeader + vlanTag
+	longestToGuest = max(MaxMTU+etherHeader, maxGSOFrame) + vlanTag
 
 	// paddingFrame is the length of a made-up frame, the least of an Ethernet
 	// frame without its check sequence (IEEE 802.3 §4.4.2).
@@ -196,24 +196,33 @@ func (w *rxWorker) flush() {
 
 // wanted says whether a frame may go to the guest, and readies its header.
 func (w *rxWorker) wanted(h *Header, frame [][]byte, size uint64) bool {
-	switch {
-	case size < etherHeader:
+	if size < etherHeader {
 		w.n.malformed++
-		return false
-	case size > longestToGuest:
-		w.n.oversized++
 		return false
 	}
 	w.header = *h
-	if _, ok := toGuest.judge(&w.header, w.negotiated, size); !ok {
+	gso, ok := toGuest.judge(&w.header, w.negotiated, size)
+	if !ok {
 		w.n.malformed++
+		return false
+	}
+	gather(w.peek[:etherHeader], frame)
+	// VirtIO 1.2 §5.1.4.1: nothing longer than the MTU that the driver was told.
+	longest := uint64(w.d.mtu) + etherHeader
+	if gso {
+		longest = maxGSOFrame
+	}
+	if tagged(w.peek[:]) {
+		longest += vlanTag
+	}
+	if size > longest {
+		w.n.oversized++
 		return false
 	}
 	if !w.d.link.Load() {
 		w.n.linkDown++
 		return false
 	}
-	gather(w.peek[:etherHeader], frame)
 	// A driver that has no commands to say what it wants gets everything.
 	if w.negotiated&featureCtrlRX != 0 && !w.d.filter.wants(macOf(w.peek[:]), macAddr(w.d.mac.Load())) {
 		w.n.filtered++

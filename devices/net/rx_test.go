@@ -19,6 +19,9 @@ func TestReceive(t *testing.T) {
 			for _, n := range []int{14, 60, 1514, 1518} {
 				for _, runs := range [][]uint32{{2000}, {HeaderLen, 2000}, {1, 11, 1, 700, 900}} {
 					f := frameTo(testMAC, n)
+					if n == 1518 {
+						f[12], f[13] = 0x81, 0
+					}
 					post(t, d, 0, 1, runs...)
 					l.put(packet{frame: f})
 					p := receive(t, d, 0)
@@ -134,5 +137,66 @@ func TestMergeableModel(t *testing.T) {
 	dev.Reset()
 	if s := dev.Stats(); s.RX.Oversized != 0 || s.RX.Malformed != 0 || s.Starved == 0 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestReceiveLengths: nothing comes that is longer than the driver was told.
+func TestReceiveLengths(t *testing.T) {
+	gso := header(1, 1, 1448, 34, 16)
+	for _, c := range []struct {
+		name string
+		h    Header
+		n    int
+		vlan bool
+		ok   bool
+	}{
+		{"longest", Header{}, 1514, false, true},
+		{"too long", Header{}, 1515, false, false},
+		{"longest tagged", Header{}, 1518, true, true},
+		{"too long tagged", Header{}, 1519, true, false},
+		{"longest to be segmented", gso, 65550, false, true},
+		{"too long to be segmented", gso, 65551, false, false},
+		{"longest tagged to be segmented", gso, 65554, true, true},
+	} {
+		l := newLAN()
+		dev := newDevice(t, l, 1)
+		d := newDriver(t, dev, everything)
+		post(t, d, 0, 2, 66000)
+		f := frameTo(testMAC, c.n)
+		if c.vlan {
+			f[12], f[13] = 0x88, 0xa8
+		}
+		l.put(packet{c.h, f}, packet{frame: frameTo(testMAC, 77)})
+		if p := receive(t, d, 0); (len(p.frame) == c.n) != c.ok {
+			t.Errorf("%s: %d bytes came", c.name, len(p.frame))
+		}
+		dev.Reset()
+		if s := dev.Stats().RX; (s.Oversized == 0) != c.ok {
+			t.Errorf("%s: %+v", c.name, s)
+		}
+	}
+}
+
+// TestReceiveBatch: what waits in the network comes as a batch, in order, with one
+// interrupt.
+func TestReceiveBatch(t *testing.T) {
+	l := newLAN()
+	dev := newDevice(t, l, 1)
+	d := newDriver(t, dev, everything)
+	const n = 50
+	post(t, d, 0, n, 2000)
+	d.Pause()
+	for i := range n {
+		l.put(packet{frame: frameTo(testMAC, 60+i)})
+	}
+	before := d.Interrupts.Load()
+	d.Resume()
+	for i, p := range join(t, d.Wait(0, n), nil) {
+		if len(p.frame) != 60+i {
+			t.Fatalf("frame %d has %d bytes", i, len(p.frame))
+		}
+	}
+	if got := d.Interrupts.Load() - before; got != 1 {
+		t.Errorf("%d interrupts for a batch", got)
 	}
 }

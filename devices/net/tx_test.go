@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"runtime"
 	"testing"
 	"time"
 
@@ -322,5 +323,39 @@ func TestBucket(t *testing.T) {
 	none.take(1<<32, 5, 5)
 	if none.due != 0 {
 		t.Error("a bucket without a rate is charged")
+	}
+}
+
+// TestStopWhileThrottled: a reset and a pause do not wait for a rate limit, and a
+// reset is no way around it.
+func TestStopWhileThrottled(t *testing.T) {
+	limit := Limit{PacketsPerSecond: 1, Burst: time.Second}
+	l := newLAN()
+	dev := configured(t, Config{Backend: l, MAC: testMAC, Limits: Limits{TX: limit, RX: limit}})
+	for round := range 2 {
+		d := newDriver(t, dev, everything)
+		for range 4 {
+			h := Header{}
+			if _, err := d.Rings[1].Add([][]byte{h[:], frameTo([6]byte{2}, 60)}, nil); err != nil {
+				t.Fatal(err)
+			}
+			l.put(packet{frame: frameTo(testMAC, 60)})
+		}
+		d.Kick(1)
+		post(t, d, 0, 8, 100)
+		for s := dev.Stats(); s.TX.Throttled <= uint64(2*round) || s.RX.Throttled <= uint64(2*round); s = dev.Stats() {
+			runtime.Gosched()
+		}
+		d.Pause()
+		d.Resume()
+		start := time.Now()
+		dev.Reset()
+		if took := time.Since(start); took > 500*time.Millisecond {
+			t.Errorf("a reset took %v", took)
+		}
+	}
+	// One of the burst, one into debt; a slow machine may see a second pass.
+	if s := dev.Stats(); s.TX.Frames > 4 || s.RX.Frames > 4 {
+		t.Errorf("%+v: resets bring new bursts", s)
 	}
 }
