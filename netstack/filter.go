@@ -245,8 +245,11 @@ func (s *Stack) askAsGateway(pkt *stack.PacketBuffer) {
 		}
 		return
 	}
+	if len(n) < header.IPv6MinimumSize || n[6] != protoICMPv6 {
+		return
+	}
 	m := header.ICMPv6(pkt.TransportHeader().Slice())
-	if len(n) < header.IPv6MinimumSize || len(m) < header.ICMPv6NeighborSolicitMinimumSize || m.Type() != header.ICMPv6NeighborSolicit {
+	if len(m) < header.ICMPv6NeighborSolicitMinimumSize || m.Type() != header.ICMPv6NeighborSolicit {
 		return
 	}
 	ip := header.IPv6(n)

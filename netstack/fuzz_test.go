@@ -3,11 +3,14 @@ package netstack
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
@@ -65,6 +68,11 @@ func FuzzFrames(f *testing.F) {
 			append([]byte{protoUDP, 0, 0, 0, 0, 0, 0, 1}, whole[ethLen+header.IPv4MinimumSize:]...)))))
 	}
 	f.Fuzz(func(t *testing.T, flags byte, b []byte) {
+		hang := time.AfterFunc(5*time.Second, func() {
+			all := make([]byte, 1<<20)
+			panic(fmt.Sprintf("it hangs:\n%s", all[:runtime.Stack(all, true)]))
+		})
+		defer hang.Stop()
 		cfg := Config{NameServer: answerer{}, HostServices: []uint16{8081}, HostOnly: flags&2 != 0}
 		cfg.Dial = func(_ context.Context, network, address string) (net.Conn, error) {
 			a, err := netip.ParseAddrPort(address)

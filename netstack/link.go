@@ -59,7 +59,7 @@ type link struct {
 	stats *counters
 	// filter says what becomes of a frame of the guest's: deliver means gVisor.
 	filter func(frame []byte, gso bool) (deliver bool)
-	// ask sees ARP and ICMPv6 packets before the guest does.
+	// ask sees what is not IPv4 before the guest does.
 	ask func(pkt *stack.PacketBuffer)
 
 	features   atomic.Uint64 // as negotiated
@@ -134,7 +134,7 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 			l.stats.hostDropped.Add(1)
 			continue
 		}
-		if pkt.NetworkProtocolNumber == header.ARPProtocolNumber || pkt.TransportProtocolNumber == header.ICMPv6ProtocolNumber {
+		if pkt.NetworkProtocolNumber != header.IPv4ProtocolNumber {
 			l.ask(pkt)
 		}
 		l.push(pkt.IncRef())
