@@ -130,7 +130,9 @@ func (s *Stack) dial(ctx context.Context, kind string, to netip.AddrPort) (net.C
 	defer wq.EventUnregister(&entry)
 	terr = ep.Bind(fullAddr(netip.AddrPortFrom(from, 0)))
 	if terr == nil {
-		s.bufferSizes(ep)
+		if kind == "tcp" {
+			s.tuneConn(ep)
+		}
 		terr = ep.Connect(fullAddr(to))
 	}
 	if _, ok := terr.(*tcpip.ErrConnectStarted); ok {

@@ -149,6 +149,8 @@ const (
 	bufDefault = 256 << 10
 	bufMax     = 1 << 20
 
+	smallSendBuffer = 64 << 10 // of one of many connections
+
 	// gVisor drops a SYN for a pair of ports that is in TIME-WAIT, which a guest may
 	// well use again; nothing stays on this link for longer than that.
 	timeWait = 50 * time.Millisecond
@@ -170,8 +172,21 @@ func (s *Stack) tune() error {
 	return nil
 }
 
-// bufferSizes is there to make a connection's buffers smaller where there are many.
-func (s *Stack) bufferSizes(tcpip.Endpoint) {}
+// keepAlive finds guests that have been reset, and know nothing of a connection,
+// where nobody sends anything.
+const keepAlive = 10 * time.Minute
+
+// tuneConn sets up a TCP connection with the guest. Where there are many their
+// buffers are smaller.
+func (s *Stack) tuneConn(ep tcpip.Endpoint) {
+	o := ep.SocketOptions()
+	o.SetKeepAlive(true)
+	idle := tcpip.KeepaliveIdleOption(keepAlive)
+	_ = ep.SetSockOpt(&idle)
+	if s.tcp.count() > manyConnections {
+		o.SetSendBufferSize(smallSendBuffer, false)
+	}
+}
 
 // Close ends every connection, those of DialContext and Listen too, and returns
 // when no goroutine is left.

@@ -211,7 +211,7 @@ func (s *Stack) connect(req *tcp.ForwarderRequest) {
 		}
 		return
 	}
-	s.bufferSizes(ep)
+	s.tuneConn(ep)
 	guest := newConn("tcp", ep, wq)
 	s.stats.connectionsTotal.Add(1)
 	s.stats.connections.Add(1)

@@ -58,6 +58,7 @@ type flow struct {
 	mu      sync.Mutex
 	conn    net.Conn // nil until the socket is there
 	raw     syscall.RawConn
+	out     chan []byte // to a connection without a descriptor, whose Write may block
 	pending []datagram
 	dontFrg int8   // 1 and -1: as the socket is set; 0: it is not
 	quote   []byte // the last packet's beginning, for errors about it
@@ -271,6 +272,10 @@ func (f *flow) run(addr string) {
 			f.raw = raw
 		}
 	}
+	if f.raw == nil && s.enter() {
+		f.out = make(chan []byte, maxPending)
+		go f.writeOut(conn)
+	}
 	pending := f.pending
 	f.pending = nil
 	for _, p := range pending {
@@ -344,8 +349,12 @@ func (f *flow) writeNow(payload []byte) {
 
 func (f *flow) writeOnce(payload []byte) error {
 	if f.raw == nil {
-		_, err := f.conn.Write(payload)
-		return err
+		select {
+		case f.out <- append([]byte(nil), payload...):
+			return nil
+		default:
+			return unix.EAGAIN
+		}
 	}
 	var err error
 	rerr := f.raw.Write(func(fd uintptr) bool {
@@ -356,6 +365,22 @@ func (f *flow) writeOnce(payload []byte) error {
 		return rerr
 	}
 	return err
+}
+
+// writeOut writes what a flow has for a connection that may block.
+func (f *flow) writeOut(conn net.Conn) {
+	defer f.t.s.wg.Done()
+	for {
+		select {
+		case b := <-f.out:
+			if _, err := conn.Write(b); err != nil && !f.tell(err) {
+				f.close()
+				return
+			}
+		case <-f.gone.Done():
+			return
+		}
+	}
 }
 
 // read passes on what comes back until the flow is idle or closed. A buffer is

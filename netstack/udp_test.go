@@ -95,6 +95,26 @@ func TestUDPRefused(t *testing.T) {
 	})
 }
 
+// TestUDPBlockingConn: a connection of the embedder's that takes nothing holds up
+// neither the guest's other packets nor Close.
+func TestUDPBlockingConn(t *testing.T) {
+	pipe, end := net.Pipe()
+	defer end.Close()
+	s, g := setup(t, Config{Dial: func(context.Context, string, string) (net.Conn, error) { return pipe, nil }}, netstacktest.Options{})
+	for range 100 {
+		g.SendFrame(udpDatagram(g.MAC(), netip.AddrPortFrom(s.cfg.Guest, 5), netip.MustParseAddrPort(world4+":9"), []byte("x")))
+	}
+	eventually(t, "what there is no room for is dropped", func() bool { return s.Stats().FlowDrops > 0 })
+	for range 2 {
+		if _, err := end.Read(make([]byte, 10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestUDPIdle: a flow that is not used goes, and the next datagram makes a new one.
 func TestUDPIdle(t *testing.T) {
 	s, g := setup(t, Config{Limits: Limits{UDPIdle: 100 * time.Millisecond}}, netstacktest.Options{})
