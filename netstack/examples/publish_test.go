@@ -274,9 +274,9 @@ func TestResets(t *testing.T) {
 	})
 }
 
-// TestBulk: 16 MB there and back at once, with their checksums.
+// TestBulk: 8 MB there and back at once, with their checksums.
 func TestBulk(t *testing.T) {
-	const size = 16 << 20
+	const size = 8 << 20
 	each(t, func(t *testing.T, m *machine) {
 		m.boot()
 		down := rand.NewChaCha8([32]byte{1})
