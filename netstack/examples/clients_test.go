@@ -65,9 +65,9 @@ func (m *machine) published(specs ...string) []publish.Published {
 }
 
 // TestCurl: HTTP to a server in the guest, over both families and a Unix socket,
-// with an upload and a download of 20 MB.
+// with an upload and a download of 4 MB.
 func TestCurl(t *testing.T) {
-	const size = 20 << 20
+	const size = 4 << 20
 	data := make([]byte, size)
 	_, _ = rand.NewChaCha8([32]byte{7}).Read(data)
 	m := open(t, filepath.Join(t.TempDir(), "capture.pcapng"), netstack.Config{}, setups[0].guest)
