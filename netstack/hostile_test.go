@@ -203,7 +203,7 @@ func TestSYNFlood(t *testing.T) {
 		t.Errorf("%d MiB more", grown>>20)
 	}
 	mu.Lock()
-	if most > 100 {
+	if most > 2*100 { // the server hears a moment later that one has ended
 		t.Errorf("%d connections to the server at once", most)
 	}
 	mu.Unlock()
