@@ -204,6 +204,7 @@ void tcp_batch(struct net *n);
 
 u32 net_poll(struct net *n)
 {
+	u64 told = n->rx_bytes;
 	u32 got = 0, id, len;
 
 	while (got < 1024 && vq_get(n->rx, &id, &len)) {
@@ -211,7 +212,8 @@ u32 net_poll(struct net *n)
 			vq_no_irq(n->rx);
 		one(n, id, len);
 		n->rx_frames++;
-		if (++got % 16 == 0) {
+		if (++got % BATCH == 0 || n->rx_bytes - told > BATCH_BYTES) {
+			told = n->rx_bytes;
 			vq_publish(n->rx);
 			tcp_batch(n);
 		}
@@ -305,7 +307,7 @@ int net_room(struct net *n)
 // wait_tx waits for so many free slots, with one interrupt for all of them.
 static void wait_tx(struct net *n, u32 want)
 {
-	u64 t0 = rdtsc();
+	u64 t0 = rdtsc(), config = n->d->config_irqs;
 
 	net_flush(n);
 	while (reclaim(n), n->nfree < want && !n->broken) {
@@ -317,7 +319,7 @@ static void wait_tx(struct net *n, u32 want)
 		if (us_of(rdtsc() - t0) > GIVE_UP_US) {
 			fail("net", "dev=%u %u of %u frames are not taken", n->d->n, n->ntx - n->nfree, n->ntx);
 			n->broken = 1;
-		} else if (n->nfree < want)
+		} else if (n->d->config_irqs != config)
 			check_broken(n);
 	}
 	vq_no_irq(n->tx);

@@ -18,6 +18,8 @@ struct PACKED net_hdr { u8 flags, gso_type; u16 hdr_len, gso_size, csum_start, c
 #define NET_RING 256
 #define ETH 14
 #define FRAME_MAX (ETH + 65535)
+#define BATCH 16		// frames, or
+#define BATCH_BYTES (128 << 10)	// so much, before the other side is told
 #define TICK 10000	// µs between timer interrupts while a network is up
 
 struct tx {	// one frame under way: header here, payload elsewhere

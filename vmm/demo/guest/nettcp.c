@@ -6,7 +6,7 @@
 // a shift by whole segments shows.
 #define PERIOD 65521
 #define PORT 5001
-#define WINDOW (1 << 20)
+#define WINDOW (2 << 20)
 #define RING (256 << 10)	// what serve's echo holds for each connection
 
 static u8 *stream;
@@ -113,7 +113,7 @@ static void up(struct tcp *c, u64 bytes)
 		return;
 	}
 	sum_start(c);
-	for (u64 at = 0, part; at < bytes; at += part) {
+	for (u64 at = 0, part; at < bytes && opt_number("sum", 1); at += part) {
 		part = bytes - at < PERIOD ? bytes - at : PERIOD;
 		sum_add(c, stream, part);
 	}

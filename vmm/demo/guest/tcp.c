@@ -309,6 +309,7 @@ static void output(struct net *n, struct tcp *c)
 {
 	u64 mss = segment(n, c), big = n->d->features & N_HOST_TSO4 ? 65495 / mss * mss : mss, may, len, at;
 	u64 limit = c->una + least(c->snd_wnd, c->cwnd);
+	u64 told = n->tx_bytes;
 	u32 burst = 0;
 	u8 flags;
 
@@ -330,8 +331,10 @@ static void output(struct net *n, struct tcp *c)
 		c->nxt += len + (flags & FIN);
 		if (c->nxt > c->max)
 			c->max = c->nxt;
-		if (++burst % 16 == 0)
+		if (++burst % BATCH == 0 || n->tx_bytes - told > BATCH_BYTES) {
+			told = n->tx_bytes;
 			net_flush(n);
+		}
 	}
 	if (!c->due && (c->una < c->max || c->nxt < c->offered))
 		c->due = rdtsc() + c->rto;	// also to ask again whether a closed window has opened
