@@ -15,7 +15,7 @@ Usage: smolvmm -kernel FILE [-disk FILE]… [flags] [-- COMMAND [ARG]…]
       --net none|user[,subnet=CIDR][,mac=…][,mtu=…]   interface (default user)
   -p, --publish 8080:80[/udp]|unix:PATH:22   a port of the guest's on this host
       --egress RULE, --egress-file FILE   where it may go: deny-all, allow NAME
-      --host-service PORT, --host-link    what it may reach of this host
+      --host-service PORT, --host-link    its ways to this host, and back
       --name NAME, --mac ADDR, --mtu N, --rate SIZE[,pps=N][,burst=TIME]
       --dns NAME=ADDR, --search DOMAIN    names for it, and its domain
       --pcap FILE, --audit FILE           its frames, and what was denied
