@@ -191,6 +191,7 @@ func TestLinkFreesWaiting(t *testing.T) {
 	dev := newDevice(t, l, 1)
 	newDriver(t, dev, everything)
 	l.put(packet{frame: frameTo(testMAC, 60)})
+	starve(dev, 1)
 	dev.SetLink(false)
 	for l.waiting() > 0 {
 		await(t, l.asked)
@@ -200,24 +201,26 @@ func TestLinkFreesWaiting(t *testing.T) {
 // TestLinkInPause: a driver hears of it after Resume, and one that did not take
 // STATUS never does.
 func TestLinkInPause(t *testing.T) {
-	dev := newDevice(t, newLAN(), 1)
-	d := newDriver(t, dev, everything)
-	d.Pause()
-	dev.SetLink(false)
-	d.Resume()
-	d.WaitConfig()
-
-	e := &silent{}
-	dev = newDevice(t, newLAN(), 1)
-	if err := dev.Activate(devices.Activation{Queues: make([]*devices.Queue, 3), Driver: e}); err != nil {
-		t.Fatal(err)
-	}
-	dev.SetLink(false)
-	dev.Quiesce()
-	dev.SetLink(true)
-	dev.Resume()
-	if e.config != 0 {
-		t.Errorf("%d configuration interrupts", e.config)
+	for _, c := range []struct {
+		features     uint64
+		paused, then int
+	}{{featureStatus, 0, 1}, {0, 0, 0}} {
+		e := &silent{}
+		dev := newDevice(t, newLAN(), 1)
+		if err := dev.Activate(devices.Activation{Queues: make([]*devices.Queue, 3), Features: c.features, Driver: e}); err != nil {
+			t.Fatal(err)
+		}
+		dev.Quiesce()
+		dev.SetLink(false)
+		if e.config != c.paused {
+			t.Errorf("features %#x: %d configuration interrupts in a pause", c.features, e.config)
+		}
+		for range 2 {
+			dev.Resume()
+			if e.config != c.then {
+				t.Errorf("features %#x: %d configuration interrupts after it, want %d", c.features, e.config, c.then)
+			}
+		}
 	}
 }
 

@@ -190,6 +190,28 @@ func TestTooLongForBuffers(t *testing.T) {
 	if s := dev.Stats(); s.RX.Oversized != 1 || s.RX.Frames != 1 {
 		t.Errorf("%+v", s)
 	}
+
+	// The buffers of a frame that was dropped serve the next ones, in order.
+	d = virtqtest.NewDriver(t, dev, virtqtest.DriverOptions{Features: everything, Sizes: []uint16{8, 8, 8}})
+	for i := range uint32(8) {
+		post(t, d, 0, 1, 1000+i)
+	}
+	l.put(packet{frame: frameTo(testMAC, 9000)})
+	lengths := []int{900, 1500, 30, 2900}
+	for _, n := range lengths {
+		l.put(packet{frame: frameTo(testMAC, n)})
+	}
+	us := d.Wait(0, 7)
+	for i, want := range []uint32{912, 1001, 511, 42, 1004, 1005, 903} {
+		if us[i].Len != want {
+			t.Errorf("used.len %d of buffer %d, want %d", us[i].Len, i, want)
+		}
+	}
+	for i, p := range join(t, us, nil) {
+		if !bytes.Equal(p.frame, frameTo(testMAC, lengths[i])) {
+			t.Errorf("frame %d differs: %d bytes", i, len(p.frame))
+		}
+	}
 }
 
 // TestPauseGivesBuffersBack: a frame that waits for the rest of its buffers arrives

@@ -192,7 +192,7 @@ func TestTransmitMalformed(t *testing.T) {
 func TestTransmitBatch(t *testing.T) {
 	l := newLAN()
 	dev := newDevice(t, l, 1)
-	d := newDriver(t, dev, everything)
+	d := newDriver(t, dev, everything&^(1<<29)) // each publishing would interrupt
 	if err := dev.Quiesce(); err != nil {
 		t.Fatal(err)
 	}
@@ -357,5 +357,21 @@ func TestStopWhileThrottled(t *testing.T) {
 	// One of the burst, one into debt; a slow machine may see a second pass.
 	if s := dev.Stats(); s.TX.Frames > 4 || s.RX.Frames > 4 {
 		t.Errorf("%+v: resets bring new bursts", s)
+	}
+}
+
+// TestBurst: a limiter begins with its burst, and with no more.
+func TestBurst(t *testing.T) {
+	m := newLimiter(Limit{PacketsPerSecond: 2, Burst: 5 * time.Hour})
+	n := 0
+	for ; m.wait() == 0; n++ {
+		m.take(1500)
+	}
+	// One goes into debt, and one comes for each half second that this takes.
+	if n < 36001 || n > 36003 {
+		t.Errorf("%d frames of a burst of 36000", n)
+	}
+	if newLimiter(Limit{Burst: time.Hour}) != nil {
+		t.Error("a limiter without a rate")
 	}
 }
