@@ -87,8 +87,8 @@ type Config struct {
 
 // Limits bound what a guest makes the host hold. A zero is the default.
 type Limits struct {
-	Connections int // TCP, both ways, at once: 1,024
-	Handshakes  int // TCP connections being made to the world at once: 256
+	Connections int // TCP to the world at once, those being made included: 2,048
+	Handshakes  int // of them being made: 512
 	Flows       int // UDP and echo flows at once: 1,024
 
 	UDPIdle     time.Duration // of a UDP flow: 2 minutes (RFC 4787 §4.3)
@@ -96,8 +96,10 @@ type Limits struct {
 }
 
 const (
-	defaultConnections = 1024
-	defaultHandshakes  = 256
+	// A socket of the host's each: together with the flows below the 4,096 that
+	// most hosts let a process have.
+	defaultConnections = 2048
+	defaultHandshakes  = 512
 	defaultFlows       = 1024
 	defaultUDPIdle     = 2 * time.Minute
 	defaultDialTimeout = 2 * time.Minute

@@ -389,6 +389,57 @@ func TestClose(t *testing.T) {
 	}
 }
 
+// TestSendDuringClose: a device may still be sending and taking frames.
+func TestSendDuringClose(t *testing.T) {
+	for range 5 {
+		s, err := New(Config{Dial: func(context.Context, string, string) (net.Conn, error) {
+			c, d := net.Pipe()
+			_ = d.Close()
+			return c, nil
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := make(chan struct{})
+		var wg, begun sync.WaitGroup
+		for queue := range 4 {
+			begun.Add(1)
+			wg.Go(func() {
+				for i := 0; ; i++ {
+					src := netip.AddrPortFrom(s.cfg.Guest, uint16(i*4+queue+1))
+					send(s, arpMessage(testGuest, arpRequest, s.cfg.Guest, s.cfg.Gateway))
+					send(s, tcpSegment(testGuest, src, netip.MustParseAddrPort(world4+":80"), header.TCPFlagSyn, 1))
+					send(s, udpDatagram(testGuest, src, netip.MustParseAddrPort(world4+":80"), []byte("x")))
+					if i == 5 {
+						begun.Done()
+					}
+					select {
+					case <-stop:
+						return
+					default:
+					}
+				}
+			})
+		}
+		wg.Go(func() {
+			for {
+				drain(s, nil)
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+		begun.Wait()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		close(stop)
+		wg.Wait()
+	}
+}
+
 // serveForever accepts connections and reads nothing.
 func serveForever(t *testing.T) netip.AddrPort {
 	t.Helper()

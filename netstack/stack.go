@@ -152,8 +152,8 @@ const (
 	smallSendBuffer = 64 << 10 // of one of many connections
 
 	// gVisor drops a SYN for a pair of ports that is in TIME-WAIT, which a guest may
-	// well use again; nothing stays on this link for longer than that.
-	timeWait = 50 * time.Millisecond
+	// well use again at once; on a link in memory nothing arrives late.
+	timeWait = time.Millisecond
 	finWait  = 30 * time.Second // for the FIN of a guest that has gone silent
 )
 
