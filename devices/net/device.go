@@ -59,6 +59,7 @@ type Device struct {
 	txLimit *limiter // kept over a reset, which is no way to a new burst
 	rxLimit *limiter
 	logged  time.Time // the receive worker's: when it last logged
+	lent    bool      // the receive worker's: Next gave a frame, and Pop is due
 
 	mac    atomic.Uint64 // macAddr that the guest has
 	link   atomic.Bool
@@ -202,6 +203,12 @@ func (d *Device) Reset() {
 // end stops all work and forgets the driver. The caller holds mu.
 func (d *Device) end() {
 	d.halt(false)
+	if d.lent {
+		// It was made for the driver that is gone.
+		d.lent = false
+		d.backend.Pop()
+		d.stats.rx.linkDown.Add(1)
+	}
 	if d.act != nil {
 		d.act = nil
 		d.backend.Negotiated(0)

@@ -391,3 +391,36 @@ func TestMove(t *testing.T) {
 }
 
 var _ devices.DriverEnd = (*silent)(nil)
+
+// TestResetDropsWaiting: a frame that waited for a driver's buffers does not come to
+// the next driver, whether or not there was a pause in between.
+func TestResetDropsWaiting(t *testing.T) {
+	for _, pause := range []bool{false, true} {
+		l := newLAN()
+		dev := newDevice(t, l, 1)
+		d := newDriver(t, dev, everything)
+		post(t, d, 0, 1, 100)
+		l.put(packet{frame: frameTo(testMAC, 500)})
+		starve(dev, 1)
+		if pause {
+			d.Pause()
+		}
+		dev.Reset()
+		dev.Reset()
+		if n := l.waiting(); n != 0 {
+			t.Errorf("%d frames wait", n)
+		}
+		if err := dev.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		d = newDriver(t, dev, everything)
+		post(t, d, 0, 1, 1000)
+		l.put(packet{frame: frameTo(testMAC, 400)})
+		if p := receive(t, d, 0); len(p.frame) != 400 {
+			t.Errorf("%d bytes: a frame for the old driver", len(p.frame))
+		}
+		if s := dev.Stats().RX; s.LinkDown != 1 {
+			t.Errorf("%+v", s)
+		}
+	}
+}

@@ -142,12 +142,13 @@ func (w *rxWorker) batch() (why outcome, q *rxRing, wait time.Duration) {
 		if !ok {
 			return idle, nil, 0
 		}
+		w.d.lent = true
 		size := uint64(0)
 		for _, b := range frame {
 			size += uint64(len(b))
 		}
 		if !w.wanted(h, frame, size) {
-			w.backend.Pop()
+			w.pop()
 			continue
 		}
 		q := w.pick(frame)
@@ -167,10 +168,15 @@ func (w *rxWorker) batch() (why outcome, q *rxRing, wait time.Duration) {
 			w.n.bytes += size
 			w.d.rxLimit.take(size)
 		}
-		w.backend.Pop()
+		w.pop()
 		bytes += size
 	}
 	return again, nil, 0
+}
+
+func (w *rxWorker) pop() {
+	w.backend.Pop()
+	w.d.lent = false
 }
 
 // flush publishes what was filled.

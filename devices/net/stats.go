@@ -22,7 +22,7 @@ type Flow struct {
 	// Oversized were dropped: longer than the MTU allows or, to the guest,
 	// than the buffers that it posts.
 	Oversized uint64
-	LinkDown  uint64 // dropped, as the link was down
+	LinkDown  uint64 // dropped, as the link was down or the driver gone
 	Throttled uint64 // waits for the rate limit: nothing was dropped
 }
 
