@@ -336,6 +336,14 @@ func outside(t *testing.T) string {
 	return ""
 }
 
+// TestGatewaysMAC: what only the network itself refuses is bad input as well.
+func TestGatewaysMAC(t *testing.T) {
+	needKVM(t)
+	if r := invoke(t, nil, "demo", "-console", "none", "-mac", "02:73:6d:6f:6c:02"); r.status != 2 || !strings.Contains(r.err, "must differ") {
+		t.Errorf("%+v", r)
+	}
+}
+
 // TestNetNone: the guest has no interface.
 func TestNetNone(t *testing.T) {
 	needKVM(t)

@@ -131,7 +131,9 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 		t := time.AfterFunc(o.timeout, func() { cancel(fmt.Errorf("%w after %v", errTimeout, o.timeout)) })
 		defer t.Stop()
 	}
-	nw.Created()
+	if err := nw.Created(); err != nil {
+		return usagef("%w", err)
+	}
 	s.started()
 	<-watching
 	exit, err := m.Run(ctx)

@@ -151,7 +151,9 @@ func jailed(dir string) error {
 		return err
 	}
 	g.Route6(i.gateway6())
-	n.Created()
+	if err := n.Created(); err != nil {
+		return err
+	}
 	ran := make(chan error, 1)
 	go func() {
 		_, err := m.Run(context.Background())
@@ -167,7 +169,7 @@ func jailed(dir string) error {
 	at4, at6 := netip.AddrPortFrom(netip.MustParseAddr(world4), port4), netip.AddrPortFrom(netip.MustParseAddr(world6), port6)
 	err = errors.Join(outwardTCP(ctx, g, at4), outwardTCP(ctx, g, at6), outwardUDP(g, at4), outwardUDP(g, at6), refusals(ctx, g), lookup(ctx, g, i.gateway()))
 	if err != nil {
-		return fmt.Errorf("%w\n%+v", err, n.stacks[1].Stats())
+		return fmt.Errorf("%w\n%+v", err, n.stacks[1].wait().Stats())
 	}
 	if err := outwardPing(g, *mac.Load(), guestAddr(n, 1), echoed); err != nil {
 		return err

@@ -39,7 +39,7 @@ type Host struct {
 type Network struct {
 	host   Host
 	plan   *Plan
-	stacks []*netstack.Stack
+	stacks []*late
 	nets   []vmm.Net
 	set    *publish.Set
 	unix   []*net.UnixListener
@@ -190,10 +190,7 @@ func (n *Network) openInterface(i Interface, ask dns.Exchange) error {
 		}
 		c.NameServer = server
 	}
-	s, err := netstack.New(c)
-	if err != nil {
-		return err
-	}
+	s := newLate(c)
 	n.stacks = append(n.stacks, s)
 	n.onClose(s.Close)
 	limit := vmm.NetLimit{BytesPerSecond: i.Rate.Bytes, PacketsPerSecond: i.Rate.Packets, Burst: i.Rate.Burst}
@@ -277,20 +274,27 @@ func (n *Network) KeptSockets() {
 }
 
 // Created says that the machine stands: published ports lead into it from here
-// on, and the audit log knows of it.
-func (n *Network) Created() {
+// on, and the audit log knows of it. The error is of a stack that could not be
+// made, and the user's to mend; then the machine must not run.
+func (n *Network) Created() error {
+	for _, s := range n.stacks {
+		if s.wait() == nil {
+			return s.err
+		}
+	}
 	n.created = true
 	n.audit.Emit(audit.Event{Event: audit.MachineCreated})
 	if n.set == nil {
-		return
+		return nil
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel = cancel
 	n.serving.Go(func() {
-		if err := n.set.Serve(ctx, n.stacks[0]); err != nil {
+		if err := n.set.Serve(ctx, n.stacks[0].wait()); err != nil {
 			n.host.Log.Error("published ports", "err", err)
 		}
 	})
+	return nil
 }
 
 // Ended says how the machine ended, for the audit log, and what its interfaces
@@ -313,8 +317,10 @@ func (n *Network) Close() error {
 		n.audit.Emit(audit.Event{Event: audit.MachineEnded, Reason: n.ended})
 		n.created = false
 	}
-	for i, s := range n.stacks {
-		n.host.Log.Debug("network", "number", i, "counters", fmt.Sprintf("%+v", s.Stats()))
+	for i, l := range n.stacks {
+		if s := l.wait(); s != nil {
+			n.host.Log.Debug("network", "number", i, "counters", fmt.Sprintf("%+v", s.Stats()))
+		}
 	}
 	n.stacks = nil
 	var errs []error

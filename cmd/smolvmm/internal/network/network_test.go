@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/smolvmm/smolvmm/netstack"
 	"github.com/smolvmm/smolvmm/netstack/netstacktest"
 )
 
@@ -94,7 +93,9 @@ func TestNothing(t *testing.T) {
 	if now := runtime.NumGoroutine(); now != before || n.stacks != nil || n.closers != nil {
 		t.Errorf("%d goroutines, %d before; %d stacks, %d things to close", now, before, len(n.stacks), len(n.closers))
 	}
-	n.Created()
+	if err := n.Created(); err != nil {
+		t.Error(err)
+	}
 	n.Ended("well", nil)
 	if n.Nets() != nil || n.Sockets() != nil {
 		t.Errorf("%+v", n)
@@ -130,7 +131,9 @@ func TestPolicy(t *testing.T) {
 	}
 	t.Run("machine", func(t *testing.T) {
 		n, _ := open(t, Flags{Name: "web-1", Egress: []string{"allow api.example.com:443"}, EgressFile: rules, Audit: log})
-		n.Created()
+		if err := n.Created(); err != nil {
+			t.Fatal(err)
+		}
 		g := guest(t, n, 0)
 		if c, err := g.DialTCP(t.Context(), netip.MustParseAddrPort("192.0.2.1:25")); err == nil {
 			c.Close()
@@ -185,7 +188,9 @@ func TestPublish(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n, reported := open(t, f)
-			n.Created()
+			if err := n.Created(); err != nil {
+				t.Fatal(err)
+			}
 			if len(*reported) != 1 || !strings.HasPrefix((*reported)[0], "published: tcp 127.0.0.1:") || !strings.HasSuffix((*reported)[0], " leads to the guest's port 80") {
 				t.Fatalf("%q", *reported)
 			}
@@ -268,12 +273,37 @@ func TestOpenFails(t *testing.T) {
 // TestStackIsABackend: netstack and the device agree on what a network is without
 // knowing each other.
 func TestStackIsABackend(t *testing.T) {
-	n, _ := open(t, Flags{})
-	var b any = n.Nets()[0].Backend
-	if _, ok := b.(*netstack.Stack); !ok {
-		t.Errorf("the backend is a %T", b)
-	}
-	if err := n.Nets()[0].Check(); err != nil {
+	n, _ := open(t, Flags{MTU: "9000"})
+	v := n.Nets()[0]
+	if err := v.Check(); err != nil {
 		t.Error(err)
+	}
+	s := n.stacks[0].wait()
+	if v.Backend.MTU() != s.MTU() || v.Backend.Offloads() != s.Offloads() || s.MTU() != 9000 {
+		t.Errorf("MTU %d and %d, offloads %#x and %#x", v.Backend.MTU(), s.MTU(), v.Backend.Offloads(), s.Offloads())
+	}
+	v.Backend = s
+	if err := v.Check(); err != nil {
+		t.Error(err)
+	}
+	n, _ = open(t, Flags{})
+	if s := n.stacks[0]; s.MTU() != s.wait().MTU() {
+		t.Errorf("MTU %d, and the stack's is %d", s.MTU(), s.wait().MTU())
+	}
+}
+
+// TestStackFails: what only the stack refuses is an error before the guest runs.
+func TestStackFails(t *testing.T) {
+	n, _ := open(t, Flags{MAC: "02:73:6d:6f:6c:02"}) // the gateway's
+	b := n.Nets()[0].Backend
+	b.Negotiated(b.Offloads())
+	b.OnReady(func() {})
+	b.Send(new([12]byte), [][]byte{make([]byte, 60)})
+	if _, _, ok := b.Next(); ok {
+		t.Error("a frame of no network")
+	}
+	b.Pop()
+	if err := n.Created(); err == nil || !strings.Contains(err.Error(), "must differ") {
+		t.Errorf("a guest with the gateway's address: %v", err)
 	}
 }
