@@ -248,7 +248,8 @@ func (s *Stack) askAsGateway(pkt *stack.PacketBuffer) {
 	if len(n) < header.IPv6MinimumSize || n[6] != protoICMPv6 {
 		return
 	}
-	m := header.ICMPv6(pkt.TransportHeader().Slice())
+	b, _ := pkt.Data().PullUp(pkt.Data().Size()) // gVisor has the whole solicitation there
+	m := header.ICMPv6(b)
 	if len(m) < header.ICMPv6NeighborSolicitMinimumSize || m.Type() != header.ICMPv6NeighborSolicit {
 		return
 	}
@@ -259,7 +260,6 @@ func (s *Stack) askAsGateway(pkt *stack.PacketBuffer) {
 	ip.SetSourceAddress(tcpip.AddrFromSlice(s.gateway6.AsSlice()))
 	m.SetChecksum(header.ICMPv6Checksum(header.ICMPv6ChecksumParams{
 		Header: m, Src: ip.SourceAddress(), Dst: ip.DestinationAddress(),
-		PayloadCsum: pkt.Data().Checksum(), PayloadLen: pkt.Data().Size(),
 	}))
 }
 

@@ -46,6 +46,9 @@ func FuzzFrames(f *testing.F) {
 		rs := make([]byte, 8)
 		rs[0] = byte(header.ICMPv6RouterSolicit)
 		f.Add(flags, script(ether(testGuest, header.IPv6ProtocolNumber, ipPacket(guest6, netip.MustParseAddr("ff02::2"), protoICMPv6, rs))))
+		// What has the stack ask for the guest's link address, of either family.
+		f.Add(flags, script(tcpSegment(testGuest, from6, world6, header.TCPFlagSyn, 1)))
+		f.Add(flags, script(tcpSegment(testGuest, from, world, header.TCPFlagSyn, 1)))
 		// Fragments, one of which completes the packet.
 		whole := udpDatagram(testGuest, from, world, make([]byte, 64))
 		var frags [][]byte
