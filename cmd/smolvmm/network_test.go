@@ -339,7 +339,7 @@ func outside(t *testing.T) string {
 // TestGatewaysMAC: what only the network itself refuses is bad input as well.
 func TestGatewaysMAC(t *testing.T) {
 	needKVM(t)
-	if r := invoke(t, nil, "demo", "-console", "none", "-mac", "02:73:6d:6f:6c:02"); r.status != 2 || !strings.Contains(r.err, "must differ") {
+	if r := finish(t, smolvmm(t, "demo", "-mac", "02:73:6d:6f:6c:02")); r.status != 2 || !strings.Contains(r.err, "must differ") {
 		t.Errorf("%+v", r)
 	}
 }
