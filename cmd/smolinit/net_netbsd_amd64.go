@@ -16,6 +16,10 @@ import (
 // siocAIFAddrIn6 is _IOW('i', 107, struct in6_aliasreq) (netinet6/in6_var.h).
 const siocAIFAddrIn6 = 0x8080696b
 
+// neighbourQueue is how many packets wait for a neighbour's address; at least
+// one must (RFC 4861 §7.2.2).
+const neighbourQueue = 16
+
 // wire is a machine's network in the hands of its first process.
 type wire struct {
 	*system
@@ -73,10 +77,19 @@ type outcome struct {
 func (w *wire) setUp(tasks []task) {
 	// The addresses come from the network's own server: no time is spent on
 	// looking for another user of them (some seconds, in which they are of no use).
-	for _, probes := range [][]int32{probesIP, probesIP6} {
-		// A kernel without IPv6 has no such number.
+	for _, probes := range []string{"net.inet.ip.dad_count", "net.inet6.ip6.dad_count"} {
 		if old, err := swapInt32(probes, 0); err == nil {
 			defer func() { _, _ = swapInt32(probes, old) }()
+		} else if !errors.Is(err, unix.ENOENT) { // a kernel without IPv6
+			w.notef("%s: %v", probes, err)
+		}
+	}
+	// With room for one packet per neighbour that is being asked for, the first
+	// of two queries that a resolver sends at once (A and AAAA) is lost, and
+	// with it 5 seconds.
+	for _, queue := range []string{"net.inet.arp.maxqueuelen", "net.inet6.icmp6.maxqueuelen"} {
+		if _, err := swapInt32(queue, neighbourQueue); err != nil && !errors.Is(err, unix.ENOENT) {
+			w.notef("%s: %v", queue, err)
 		}
 	}
 	outcomes := make([]outcome, len(tasks))

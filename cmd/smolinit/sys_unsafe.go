@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -207,14 +209,38 @@ func setFilter(fd int, program []insn) error {
 	return nil
 }
 
-// Names of sysctl(7) for the probes of duplicate address detection.
-var (
-	probesIP  = []int32{4, 2, 0, 25}   // net.inet.ip.dad_count: CTL_NET, PF_INET, IPPROTO_IP, IPCTL_DAD_COUNT (netinet/in.h)
-	probesIP6 = []int32{4, 24, 41, 16} // net.inet6.ip6.dad_count: PF_INET6, IPPROTO_IPV6, IPV6CTL_DAD_COUNT (netinet6/in6.h)
-)
+// sysctlMIB finds the numbers of a name of sysctl(7): many differ between
+// kernels, so each level is asked for (sysctl(3), CTL_QUERY).
+func sysctlMIB(name string) ([]int32, error) {
+	const ctlQuery, version1 = -2, 0x01000000 // sys/sysctl.h: CTL_QUERY, SYSCTL_VERS_1
+	var mib []int32
+	nodes := make([]unix.Sysctlnode, 256)
+	size := unsafe.Sizeof(nodes[0])
+	for part := range strings.SplitSeq(name, ".") {
+		query := append(slices.Clone(mib), ctlQuery)
+		ask := unix.Sysctlnode{Flags: version1}
+		n := uintptr(len(nodes)) * size
+		if _, _, errno := syscall.Syscall6(unix.SYS___SYSCTL, uintptr(unsafe.Pointer(unsafe.SliceData(query))), uintptr(len(query)),
+			uintptr(unsafe.Pointer(unsafe.SliceData(nodes))), uintptr(unsafe.Pointer(&n)), uintptr(unsafe.Pointer(&ask)), size); errno != 0 {
+			return nil, errno
+		}
+		i := slices.IndexFunc(nodes[:min(n/size, uintptr(len(nodes)))], func(node unix.Sysctlnode) bool {
+			return unix.ByteSliceToString(unsafe.Slice((*byte)(unsafe.Pointer(&node.Name)), len(node.Name))) == part
+		})
+		if i < 0 {
+			return nil, unix.ENOENT
+		}
+		mib = append(mib, nodes[i].Num)
+	}
+	return mib, nil
+}
 
 // swapInt32 sets an integer of sysctl(7) and gives its old value.
-func swapInt32(mib []int32, value int32) (old int32, err error) {
+func swapInt32(name string, value int32) (old int32, err error) {
+	mib, err := sysctlMIB(name)
+	if err != nil {
+		return 0, err
+	}
 	n := unsafe.Sizeof(old)
 	if _, _, errno := syscall.Syscall6(unix.SYS___SYSCTL, uintptr(unsafe.Pointer(unsafe.SliceData(mib))), uintptr(len(mib)),
 		uintptr(unsafe.Pointer(&old)), uintptr(unsafe.Pointer(&n)), uintptr(unsafe.Pointer(&value)), n); errno != 0 {

@@ -62,7 +62,7 @@ func run(args []string, out io.Writer) int {
 	if err := fl.Parse(args); err != nil {
 		return 1
 	}
-	tried := 0
+	tried, failed := 0, 0
 	for _, c := range checks {
 		if *c.arg == "" {
 			continue
@@ -71,10 +71,14 @@ func run(args []string, out io.Writer) int {
 		said, err := c.try(*c.arg)
 		if err != nil {
 			fmt.Fprintf(out, "netcheck: %s: FAILED: %v\n", c.name, err)
-			return 1
+			failed++
+			continue
 		}
 		fmt.Fprintf(out, "netcheck: %s: %s (%v)\n", c.name, said, time.Since(begun).Round(time.Millisecond))
 		tried++
+	}
+	if failed > 0 {
+		return 1
 	}
 	fmt.Fprintf(out, "netcheck: ok, %d checks, status %d\n", tried, *status)
 	return *status

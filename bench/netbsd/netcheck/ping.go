@@ -21,12 +21,16 @@ const (
 	echoReply6   = 129
 )
 
-// checkPing sends echo requests of two sizes by a raw socket; the larger one
-// goes in fragments.
+// checkPing sends echo requests of two sizes by a raw socket; the larger one,
+// IPv4's alone, goes in fragments.
 func checkPing(ctx context.Context, list string) (string, error) {
 	var said []string
 	for _, addr := range strings.Split(list, ",") {
-		for _, size := range []int{56, 3000} {
+		sizes := []int{56, 3000}
+		if strings.Contains(addr, ":") {
+			sizes = sizes[:1] // a gateway may take no fragments of ICMPv6, in which anything could hide
+		}
+		for _, size := range sizes {
 			took, err := ping(ctx, addr, size, 3)
 			if err != nil {
 				return "", fmt.Errorf("%s, %d bytes: %w", addr, size, err)
