@@ -21,8 +21,8 @@
 // # Goroutines
 //
 // From DRIVER_OK on there is one for each transmit queue, one for all receive
-// queues, and one for the control queue. Each sleeps on one doorbell or timer at a
-// time, and is gone when Reset, Quiesce or Close returns.
+// queues, and one for the control queue. Each sleeps at one doorbell, channel or
+// timer at a time, and is gone when Reset, Quiesce or Close returns.
 package net
 
 // HeaderLen is the size of virtio_net_hdr of a device that has VERSION_1, in

@@ -42,7 +42,7 @@ func benchRun(tb testing.TB, v *void, features uint64) (*run, [3]*virtqtest.Ring
 	for i := range rings {
 		rings[i] = benchRing(tb, mem, uint64(i), &a)
 	}
-	return &run{d: dev, act: &a, stopped: make(chan struct{})}, rings
+	return newRun(dev, &a), rings
 }
 
 func benchRing(tb testing.TB, mem *guestmem.Memory, i uint64, a *devices.Activation) *virtqtest.Ring {

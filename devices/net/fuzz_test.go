@@ -196,7 +196,7 @@ func (r *fuzzRig) run(tb testing.TB, in []byte) (Stats, error) {
 
 // serve is what the workers do, in turn.
 func (r *fuzzRig) serve(dev *Device, a *devices.Activation, unplug bool) {
-	run := &run{d: dev, act: a, stopped: make(chan struct{})}
+	run := newRun(dev, a)
 	ctrl, pairs := dev.ctrlIndex(a.Features), 1
 	if a.Features&featureMQ != 0 {
 		pairs = 2

@@ -25,7 +25,12 @@ type run struct {
 	stop    atomic.Bool
 	stopped chan struct{} // closed with stop
 	once    sync.Once
-	rx      *rxWorker // nil: the driver has no receive queue
+	news    chan struct{} // the network has frames again, or wake
+	rx      *rxWorker     // nil: the driver has no receive queue
+}
+
+func newRun(d *Device, a *devices.Activation) *run {
+	return &run{d: d, act: a, stopped: make(chan struct{}), news: make(chan struct{}, 1)}
 }
 
 // ctrlIndex is the control queue's place: behind the pairs of a driver that knows
@@ -52,7 +57,7 @@ func (d *Device) start() error {
 			return fmt.Errorf("virtio-net: queue %d: %w", i, err)
 		}
 	}
-	r := &run{d: d, act: a, stopped: make(chan struct{})}
+	r := newRun(d, a)
 	d.run = r
 	ctrl, pairs := d.ctrlIndex(a.Features), 1
 	if a.Features&featureMQ != 0 {
@@ -70,7 +75,7 @@ func (d *Device) start() error {
 	}
 	if a.Queues[0] != nil {
 		r.rx = d.newRX(r, pairs)
-		d.backend.OnReady(a.Queues[0].Kick.Ring)
+		d.backend.OnReady(r.ready)
 		r.workers.Go(r.rx.run)
 	}
 	return nil
@@ -112,8 +117,18 @@ func (r *run) end() {
 	r.wake()
 }
 
+// ready is what the network calls. A channel costs no system call, and a goroutine
+// that waits at one holds no processor of the scheduler's.
+func (r *run) ready() {
+	select {
+	case r.news <- struct{}{}:
+	default:
+	}
+}
+
 // wake makes every worker look again at what it waits for.
 func (r *run) wake() {
+	r.ready()
 	for _, q := range r.act.Queues {
 		if q != nil {
 			q.Kick.Ring()
@@ -138,6 +153,17 @@ func (r *run) sleep(q *devices.Queue) bool {
 		return false
 	}
 	return !r.stop.Load()
+}
+
+// idle waits until the network has frames, or wake. It says false when the worker
+// must end.
+func (r *run) idle() bool {
+	select {
+	case <-r.news:
+		return !r.stop.Load()
+	case <-r.stopped:
+		return false
+	}
 }
 
 // pause waits for a rate limit. It says false when the worker must end.

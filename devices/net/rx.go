@@ -89,9 +89,8 @@ const (
 	ended                    // the worker must end
 )
 
-// run moves batches until it is told to stop or the driver breaks the rules. What
-// it waits for in between is rung at one doorbell: a ring without buffers at that
-// ring's, everything else at the first ring's.
+// run moves batches until it is told to stop or the driver breaks the rules. In
+// between it waits for the one thing that it lacks: frames, buffers or time.
 func (w *rxWorker) run() {
 	for _, q := range w.rings {
 		if q != nil {
@@ -105,7 +104,7 @@ func (w *rxWorker) run() {
 		case ended:
 			return
 		case idle:
-			if !w.r.sleep(w.rings[0].Queue) {
+			if !w.r.idle() {
 				return
 			}
 		case starved:
