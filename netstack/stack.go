@@ -84,12 +84,23 @@ func New(cfg Config) (*Stack, error) {
 		opts.NetworkProtocols = append(opts.NetworkProtocols, ipv6.NewProtocolWithOptions(ipv6.Options{}))
 		opts.TransportProtocols = append(opts.TransportProtocols, icmp.NewProtocol6)
 	}
+	opts.NUDConfigs = neighbours()
 	s.stack = stack.New(opts)
 	if err := s.configure(); err != nil {
 		_ = s.Close()
 		return nil, fmt.Errorf("network: %w", err)
 	}
 	return s, nil
+}
+
+// neighbours has the guest asked for its link address ten times a second
+// instead of once (RFC 4861 §10): the link is memory, and a guest that says
+// nothing by itself as it comes up is found that much sooner.
+func neighbours() stack.NUDConfigurations {
+	c := stack.DefaultNUDConfigurations()
+	c.RetransmitTimer = 100 * time.Millisecond
+	c.MaxMulticastProbes, c.MaxUnicastProbes = 30, 30 // the three seconds that RFC 4861 has in all
+	return c
 }
 
 // silence is gVisor's log.
