@@ -12,6 +12,7 @@ package devices
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -104,15 +105,18 @@ type DriverEnd interface {
 
 // Doorbell is an eventfd: KVM rings it when the guest writes QueueNotify
 // (KVM_IOEVENTFD), and so may any goroutine.
-type Doorbell struct{ fd int }
+type Doorbell struct {
+	fd int
+	f  *os.File // for Wait: a read that blocks in the kernel would hold a scheduler's processor for a while
+}
 
 // NewDoorbell makes a silent doorbell.
 func NewDoorbell() (*Doorbell, error) {
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	return &Doorbell{fd: fd}, nil
+	return &Doorbell{fd: fd, f: os.NewFile(uintptr(fd), "doorbell")}, nil
 }
 
 // FD is the eventfd; it stays owned by the doorbell.
@@ -134,7 +138,7 @@ func (d *Doorbell) Ring() {
 func (d *Doorbell) Wait() error {
 	var buf [8]byte
 	for {
-		_, err := unix.Read(d.fd, buf[:])
+		_, err := d.f.Read(buf[:])
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -146,4 +150,4 @@ func (d *Doorbell) Wait() error {
 }
 
 // Close gives the eventfd back. No one may wait on it any more.
-func (d *Doorbell) Close() error { return unix.Close(d.fd) }
+func (d *Doorbell) Close() error { return d.f.Close() }
