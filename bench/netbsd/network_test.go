@@ -141,15 +141,18 @@ func (g *guestRun) status(t *testing.T) int {
 	return g.cmd.ProcessState.ExitCode()
 }
 
+// servedSize is netcheck's -served: what goes each way through a published port.
+const servedSize = 4 << 20
+
 // visit fetches the guest's bytes, gives it others, and ends its server.
-func visit(ctx context.Context, url string, size int64) (string, error) {
+func visit(ctx context.Context, client *http.Client, url string, size int64) (string, error) {
 	do := func(method, path string, body io.Reader, length int64) (string, error) {
 		req, err := http.NewRequestWithContext(ctx, method, url+path, body)
 		if err != nil {
 			return "", err
 		}
 		req.ContentLength = length
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := client.Do(req)
 		if err != nil {
 			return "", err
 		}
@@ -266,7 +269,7 @@ func TestNetworkUnderQEMU(t *testing.T) {
 				"-device", "virtio-net-device,netdev=n", "-netdev", netdev,
 				"-device", "isa-debug-exit,iobase=0x501,iosize=1", "-fw_cfg", "name=opt/smolvmm/init.json,file=" + item})
 			if c.serves && g.waitFor("netcheck: serving at") {
-				said, err := visit(ctx, "http://"+published, size)
+				said, err := visit(ctx, http.DefaultClient, "http://"+published, servedSize)
 				if err != nil {
 					t.Error(err)
 				}

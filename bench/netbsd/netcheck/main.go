@@ -37,6 +37,7 @@ func run(args []string, out io.Writer) int {
 	fl.SetOutput(out)
 	status := fl.Int("status", 0, "exit status if all is well")
 	size := fl.Int64("size", 100<<20, "bytes that go each way")
+	served := fl.Int64("served", 4<<20, "bytes that -serve gives")
 	limit := fl.Duration("limit", 2*time.Minute, "how long one check may take")
 	arg := func(name, what string) *string { return fl.String(name, "", what) }
 	var checks []check
@@ -58,7 +59,7 @@ func run(args []string, out io.Writer) int {
 	add("get", "URL of the bytes, or several with commas", func(ctx context.Context, url string) (string, error) { return each(ctx, url, *size, get) })
 	add("put", "URL that takes the bytes and answers with their checksum", func(ctx context.Context, url string) (string, error) { return each(ctx, url, *size, put) })
 	add("many", "URL to fetch 200 times by connections of their own", checkMany)
-	add("serve", "ADDRESS to serve the bytes at, until someone asks for /end", func(ctx context.Context, a string) (string, error) { return serve(ctx, out, a, *size) })
+	add("serve", "ADDRESS to serve the bytes at, until someone asks for /end", func(ctx context.Context, a string) (string, error) { return serve(ctx, out, a, *served) })
 	if err := fl.Parse(args); err != nil {
 		return 1
 	}

@@ -83,7 +83,7 @@ func (l lines) Write(b []byte) (int, error) { l <- string(b); return len(b), nil
 
 func TestServe(t *testing.T) {
 	out, status := make(lines, 8), make(chan int, 1)
-	go func() { status <- run([]string{"-size", "4096", "-serve", "127.0.0.1:0"}, out) }()
+	go func() { status <- run([]string{"-served", "4096", "-serve", "127.0.0.1:0"}, out) }()
 	_, addr, ok := strings.Cut(strings.TrimSpace(<-out), "serving at ")
 	if !ok {
 		t.Fatal("no address")
