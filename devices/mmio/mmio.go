@@ -102,6 +102,7 @@ type queue struct {
 	num               uint32
 	desc, avail, used uint64
 	ring              *virtq.Queue // not nil: QueueReady reads 1
+	early             bool         // QueueReady was set before FEATURES_OK, which makes the ring
 	bell              *devices.Doorbell
 }
 

@@ -204,13 +204,51 @@ func TestEcho(t *testing.T) {
 
 func TestQueueRegisters(t *testing.T) {
 	good := virtq.Config{Size: 8, Desc: 0x1000, Avail: 0x2000, Used: 0x3000}
-	t.Run("only between FEATURES_OK and DRIVER_OK", func(t *testing.T) {
-		for _, s := range []uint32{0, acknowledge, stateDriver, stateRunning} {
+	t.Run("only between DRIVER and DRIVER_OK", func(t *testing.T) {
+		for _, s := range []uint32{0, acknowledge, stateRunning} {
 			g, _ := echoGuest(t, 8)
 			g.upTo(s)
 			if g.setQueue(0, good); g.r(queueReady) != 0 || g.r(status) != s {
 				t.Errorf("status %#x: a queue was set up, status now %#x", s, g.r(status))
 			}
+		}
+	})
+	// NetBSD sets an interface up again in this order (virtio_reinit_start).
+	t.Run("before the features", func(t *testing.T) {
+		g, dev := recording(t)
+		g.upTo(stateDriver)
+		g.setQueue(0, good)
+		g.setQueue(1, good)
+		if g.w(queueReady, 0); g.r(queueReady) != 0 {
+			t.Error("QueueReady cannot be cleared")
+		}
+		g.w(queueSel, 0)
+		g.w(queueNum, 4)
+		if g.r(queueReady) != 1 || g.r(queueNum) != 0 || g.r(status) != stateDriver {
+			t.Errorf("ready %d, status %#x", g.r(queueReady), g.r(status))
+		}
+		g.choose(version1 | 1<<63)
+		if g.w(status, stateFeatures); g.r(status) != stateDriver || g.r(queueReady) != 1 {
+			t.Error("refused features are agreed on, or undo a queue")
+		}
+		g.choose(g.offered())
+		g.w(status, stateFeatures)
+		g.w(status, stateRunning)
+		want := good
+		want.EventIdx, want.Indirect = true, true
+		if dev.a.Queues[0] == nil || dev.a.Queues[0].Config() != want || dev.a.Queues[1] != nil {
+			t.Errorf("the device got %+v", dev.a.Queues)
+		}
+		g.upTo(stateDriver)
+		if g.r(queueReady) != 0 {
+			t.Error("a reset leaves a queue ready")
+		}
+		bad := good
+		bad.Size = 6
+		g.setQueue(0, bad)
+		g.choose(g.offered())
+		if g.w(status, stateFeatures); g.r(status) != stateFeatures|needsReset || g.r(queueReady) != 0 || g.t.Fault() == nil {
+			t.Errorf("a bad queue: status %#x, ready %d, fault %v", g.r(status), g.r(queueReady), g.t.Fault())
 		}
 	})
 	t.Run("stand still while ready", func(t *testing.T) {

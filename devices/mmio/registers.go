@@ -89,7 +89,7 @@ func (t *Transport) readRegister(off uint64) uint32 {
 			return uint32(q.max) // zero: there is no such queue
 		}
 	case regQueueReady:
-		if q := t.selected(); q != nil && q.ring != nil {
+		if q := t.selected(); q != nil && (q.ring != nil || q.early) {
 			return 1
 		}
 	}
@@ -174,7 +174,7 @@ func (t *Transport) writeQueue(q *queue, off uint64, v uint32) {
 		t.writeReady(q, v)
 		return
 	}
-	if q.ring != nil {
+	if q.ring != nil || q.early {
 		return
 	}
 	switch off {

@@ -28,6 +28,7 @@ type savedQueue struct {
 	Avail uint64       `json:"avail"`
 	Used  uint64       `json:"used"`
 	Ring  *virtq.State `json:"ring,omitempty"` // there while QueueReady is 1
+	Early bool         `json:"early,omitempty"`
 }
 
 // Quiesce stops the device and lets go of guest memory. The vCPUs have been
@@ -106,7 +107,7 @@ func (t *Transport) State() ([]byte, error) {
 	}
 	for i := range t.queues {
 		q := &t.queues[i]
-		sq := savedQueue{Num: q.num, Desc: q.desc, Avail: q.avail, Used: q.used}
+		sq := savedQueue{Num: q.num, Desc: q.desc, Avail: q.avail, Used: q.used, Early: q.early}
 		if q.ring != nil {
 			rs := q.ring.State()
 			if s.Status&statusNeedsReset != 0 {
@@ -165,6 +166,9 @@ func (t *Transport) restore(s *saved) error {
 	for i, sq := range s.Queues {
 		q := &t.queues[i]
 		q.num, q.desc, q.avail, q.used = sq.Num, sq.Desc, sq.Avail, sq.Used
+		if q.early = sq.Early; q.early && at != stateDriver {
+			return fmt.Errorf("queue %d: it waits for features that were negotiated", i)
+		}
 		if sq.Ring == nil {
 			continue
 		}

@@ -191,6 +191,46 @@ func TestStatesOfSetUp(t *testing.T) {
 	g.echo(0, "after fourteen moves")
 }
 
+// TestStatesOfEarlyQueues does so with a driver that sets up its queue before it
+// agrees on features.
+func TestStatesOfEarlyQueues(t *testing.T) {
+	g, _ := echoGuest(t, 8)
+	g.upTo(stateDriver)
+	g.layRings(0x10000)
+	c := g.rings[0].Cfg
+	for _, r := range []struct {
+		off uint64
+		v   uint32
+	}{
+		{queueSel, 0}, {queueNum, uint32(c.Size)}, {queueDescLow, uint32(c.Desc)}, {queueDriverLow, uint32(c.Avail)}, {queueDeviceLow, uint32(c.Used)},
+		{queueReady, 1}, {driverFeaturesSel, 1}, {driverFeatures, version1 >> 32}, {status, stateFeatures}, {status, stateRunning},
+	} {
+		g.w(r.off, r.v)
+		if err := g.t.Quiesce(); err != nil {
+			t.Fatal(err)
+		}
+		if g.r(status) == stateDriver && g.r(queueReady) == 1 {
+			state, err := g.t.State()
+			if err != nil {
+				t.Fatal(err)
+			}
+			state = bytes.Replace(state, []byte(`"status":3`), []byte(`"status":1`), 1)
+			if err := newGuest(t, virtqtest.NewEcho(8), again(t, g.mem)).t.Restore(state); err == nil || !strings.Contains(err.Error(), "queue 0") {
+				t.Errorf("a queue that is ready before its driver is there: %v", err)
+			}
+		}
+		g, _ = move(t, g, 8)
+		if err := g.t.Resume(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if g.r(status) != stateRunning {
+		t.Fatalf("status %#x: %v", g.r(status), g.t.Fault())
+	}
+	g.rings[0].Cfg.EventIdx = false
+	g.echo(0, "after ten moves")
+}
+
 // TestWhilePaused: registers work on a device at rest, and nothing starts.
 func TestWhilePaused(t *testing.T) {
 	g, dev := recording(t)

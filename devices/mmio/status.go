@@ -36,7 +36,7 @@ var steps = map[uint32]struct {
 }{
 	stateReset:       {stateAcknowledge, nil},
 	stateAcknowledge: {stateDriver, nil},
-	stateDriver:      {stateFeatures, (*Transport).featuresOK},
+	stateDriver:      {stateFeatures, (*Transport).agree},
 	stateFeatures:    {stateRunning, nil},
 }
 
@@ -76,6 +76,21 @@ func (t *Transport) featuresOK() bool {
 	return t.driverFeatures&^t.offered == 0 && t.beyond == 0 && t.driverFeatures&FeatureVersion1 != 0
 }
 
+// agree accepts the driver's features, and makes the rings of the queues that it
+// set up before.
+func (t *Transport) agree() bool {
+	if !t.featuresOK() {
+		return false
+	}
+	for i := range t.queues {
+		if q := &t.queues[i]; q.early {
+			q.early = false
+			t.readyRing(i)
+		}
+	}
+	return true
+}
+
 // start activates the device, now or at Resume.
 func (t *Transport) start() {
 	if t.paused {
@@ -87,27 +102,40 @@ func (t *Transport) start() {
 	}
 }
 
-// configurable says whether the driver may set up queues: from FEATURES_OK to
-// DRIVER_OK (§3.1.1 step 7), while nothing has failed.
-func (t *Transport) configurable() bool { return t.status.Load() == stateFeatures }
+// configurable says whether the driver may set up queues, while nothing has
+// failed: from FEATURES_OK to DRIVER_OK (§3.1.1 step 7), or from DRIVER on, as
+// NetBSD's drivers do that set up a device again (virtio_reinit_start).
+func (t *Transport) configurable() bool {
+	s := t.status.Load()
+	return s == stateFeatures || s == stateDriver
+}
 
 // writeReady is the driver's write to QueueReady of the selected queue (§4.2.3.2).
 func (t *Transport) writeReady(q *queue, v uint32) {
 	switch {
+	case t.status.Load() == stateDriver:
+		// What a ring is like depends on the features.
+		q.early = v == 1 || v != 0 && q.early
 	case v == 0 && q.ring != nil:
 		q.ring.Drop()
 		q.ring = nil
 	case v == 1 && q.ring == nil:
-		ring, err := t.makeRing(q)
-		if err != nil {
-			t.needsReset(fmt.Errorf("virtio-mmio: device %d, queue %d: %w", t.id, t.queueSel, err))
-			return
-		}
-		if t.paused {
-			ring.Drop()
-		}
-		q.ring = ring
+		t.readyRing(int(t.queueSel))
 	}
+}
+
+// readyRing makes queue i's ring.
+func (t *Transport) readyRing(i int) {
+	q := &t.queues[i]
+	ring, err := t.makeRing(q)
+	if err != nil {
+		t.needsReset(fmt.Errorf("virtio-mmio: device %d, queue %d: %w", t.id, i, err))
+		return
+	}
+	if t.paused {
+		ring.Drop()
+	}
+	q.ring = ring
 }
 
 // config is a queue's configuration as the registers have it.
