@@ -86,7 +86,7 @@ func (b *bootFlags) config(argv []string, s streams) (vmm.Config, error) {
 	if b.trace {
 		cfg.Trace = s.err
 	}
-	if cfg.Items, err = b.items(argv, s.env); err != nil {
+	if cfg.Items, err = b.items(argv, len(cfg.Disks) > 0 && cfg.Disks[0].ReadOnly, s.env); err != nil {
 		return cfg, err
 	}
 	b.hideSecrets(cfg.Log)

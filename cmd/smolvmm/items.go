@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/smolvmm/smolvmm/vmm"
@@ -24,9 +25,9 @@ func wipe(items []vmm.Item) {
 }
 
 // items makes the guest's configuration out of -e, -E, --secret, -fw_cfg and
-// the command behind "--". No error shows a value: any of them may be one that
-// nobody should see in a log.
-func (b *bootFlags) items(argv []string, env func(string) (string, bool)) (out []vmm.Item, err error) {
+// the command behind "--"; rootRO is told to smolinit, whose kernel cannot see it.
+// No error shows a value: any of them may be one that nobody should see in a log.
+func (b *bootFlags) items(argv []string, rootRO bool, env func(string) (string, bool)) (out []vmm.Item, err error) {
 	defer func() {
 		if err != nil {
 			wipe(out)
@@ -61,10 +62,18 @@ func (b *bootFlags) items(argv []string, env func(string) (string, bool)) (out [
 	if err := add(b.fwcfg, rawItem); err != nil {
 		return out, err
 	}
-	if len(argv) == 0 {
+	config := map[string]any{}
+	if len(argv) > 0 {
+		config["argv"] = argv
+	}
+	if rootRO {
+		config["root_readonly"] = true
+	}
+	own := slices.ContainsFunc(out, func(it vmm.Item) bool { return it.Name() == itemInit })
+	if len(config) == 0 || len(argv) == 0 && own {
 		return out, nil
 	}
-	init, err := json.Marshal(map[string]any{"argv": argv})
+	init, err := json.Marshal(config)
 	if err != nil {
 		return out, err
 	}

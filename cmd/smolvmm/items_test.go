@@ -57,7 +57,7 @@ func TestItems(t *testing.T) {
 		{bootFlags{fwcfg: []string{"name=x,string=hush"}}, nil, nil, `must begin with "opt/"`},
 		{bootFlags{fwcfg: []string{"name=opt/a b,string=hush"}}, nil, nil, "printable"},
 	} {
-		got, err := c.b.items(c.argv, func(k string) (string, bool) { v, ok := env[k]; return v, ok })
+		got, err := c.b.items(c.argv, false, func(k string) (string, bool) { v, ok := env[k]; return v, ok })
 		var have []string
 		for _, it := range got {
 			have = append(have, fmt.Sprint(it.Name(), " ", it.Len()))
@@ -67,6 +67,26 @@ func TestItems(t *testing.T) {
 		}
 		if err != nil && strings.Contains(err.Error(), "hush") {
 			t.Errorf("%+v: the error shows the value: %v", c.b, err)
+		}
+	}
+}
+
+// TestReadOnlyRootIsTold: smolinit learns that its root's disk cannot be written,
+// unless the user's own configuration is there.
+func TestReadOnlyRootIsTold(t *testing.T) {
+	own := bootFlags{fwcfg: []string{"name=opt/smolvmm/init.json,string={}"}}
+	for _, c := range []struct {
+		b    bootFlags
+		argv []string
+		size int // of init.json
+	}{
+		{bootFlags{}, nil, len(`{"root_readonly":true}`)},
+		{bootFlags{}, []string{"a"}, len(`{"argv":["a"],"root_readonly":true}`)},
+		{own, nil, len(`{}`)},
+	} {
+		got, err := c.b.items(c.argv, true, func(string) (string, bool) { return "", false })
+		if err != nil || len(got) != 1 || got[0].Name() != itemInit || got[0].Len() != c.size {
+			t.Errorf("%+v %q: %v, %v", c.b, c.argv, got, err)
 		}
 	}
 }
