@@ -44,6 +44,9 @@ func work(arg string) error {
 	<-sig
 	signal.Stop(sig)
 
+	// On a host with one slow processor the loops below would leave the garbage
+	// collector, for which the main goroutine waits, hardly a turn.
+	runtime.GOMAXPROCS(max(4, runtime.NumCPU()))
 	ctx, cancel := context.WithTimeout(context.Background(), 700*time.Millisecond)
 	defer cancel()
 	var wg sync.WaitGroup
