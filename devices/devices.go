@@ -10,7 +10,6 @@
 package devices
 
 import (
-	"errors"
 	"fmt"
 	"os"
 
@@ -122,31 +121,19 @@ func NewDoorbell() (*Doorbell, error) {
 // FD is the eventfd; it stays owned by the doorbell.
 func (d *Doorbell) FD() int { return d.fd }
 
+// ring is what is added to an eventfd's counter.
+var ring = [8]byte{1}
+
 // Ring wakes the waiter, or the next one to wait. It never blocks: the counter
 // would have to overflow 2^64.
-func (d *Doorbell) Ring() {
-	one := [8]byte{1}
-	for {
-		if _, err := unix.Write(d.fd, one[:]); !errors.Is(err, unix.EINTR) {
-			return
-		}
-	}
-}
+func (d *Doorbell) Ring() { _, _ = d.f.Write(ring[:]) }
 
 // Wait blocks until the doorbell has been rung since the last Wait, however
 // often.
 func (d *Doorbell) Wait() error {
 	var buf [8]byte
-	for {
-		_, err := d.f.Read(buf[:])
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("eventfd: %w", err)
-		}
-		return nil
-	}
+	_, err := d.f.Read(buf[:])
+	return err
 }
 
 // Close gives the eventfd back. No one may wait on it any more.
