@@ -38,12 +38,7 @@ func ServerName(b []byte) (name string, need int, ok bool) {
 	if b[0] < recordFirst || b[0] > recordLast {
 		return "", 0, false
 	}
-	if len(b) < 2 {
-		return "", 2, false
-	}
-	if b[1] != 3 { // major version, the same from SSL 3 to TLS 1.3
-		return "", 0, false
-	}
+	// The version behind the type is to be ignored (RFC 8446 §5.1), and servers do.
 	hello, need := handshake(b)
 	if need > len(b) && need <= MaxHello {
 		return "", need, false
@@ -76,7 +71,7 @@ func handshake(b []byte) (body []byte, need int) {
 			return nil, at + recordHeader
 		}
 		length := int(binary.BigEndian.Uint16(b[at+3:]))
-		if b[at] != recordHandshake || b[at+1] != 3 || length == 0 || length > maxRecord {
+		if b[at] != recordHandshake || length == 0 || length > maxRecord {
 			return nil, 0 // an empty record of a handshake is forbidden: RFC 8446 §5.1
 		}
 		at += recordHeader

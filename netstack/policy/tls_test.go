@@ -165,7 +165,7 @@ func TestServerNameOfOthers(t *testing.T) {
 		"HTTP":                      {[]byte("GET / HTTP/1.1\r\n"), false},
 		"SSH":                       {[]byte("SSH-2.0-x"), false},
 		"one byte":                  {[]byte{'S'}, false},
-		"a record's type only":      {[]byte{22, 'x'}, false},
+		"a version unheard of":      {[]byte{22, 'x', 'y', 0, 4, 2, 0, 0, 0}, true},
 		"an upper byte":             {[]byte{0xff, 0xfb, 0x18}, false},
 		"an alert first":            {append([]byte{21, 3, 1, 0, 2, 1, 0}, plain...), true},
 		"change_cipher_spec first":  {append([]byte{20, 3, 1, 0, 1, 1}, plain...), true},
