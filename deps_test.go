@@ -66,8 +66,15 @@ var rules = []rule{
 	{"netstack", []string{"gvisor.dev/gvisor/pkg/...", "netstack/policy", "netstack/audit", sys}, []string{"netstack/netstacktest", "netstack/dns"}, "the stack knows frames and sockets: neither the device in front of it nor the machine"},
 	{"netstack/netstacktest", []string{"gvisor.dev/gvisor/pkg/...", sys}, []string{"netstack"}, "the guest's side of a network knows nothing of the network"},
 
+	{"builder/tree", nil, nil, "a tree is values: what they are written to and read from stands on it"},
+	{"builder/blob", []string{"builder/tree", sys}, nil, "a store of contents knows a tree's contents and files of the host"},
+	{"builder/archive", []string{"builder/tree", "builder/blob", "github.com/klauspost/compress/...", "github.com/mikelolasagasti/xz", sys}, nil, "an archive is bytes to a tree and back"},
+	{"builder/fetch", nil, nil, "a download is a file that is complete and has its digest, whatever is in it"},
+	{"builder/sets", []string{"builder/tree", "builder/blob", "builder/archive", "builder/fetch", sys}, nil, "sets are archives that were fetched, and nothing of what is built of them"},
+
 	{"cmd/smolinit", []string{sys}, nil, "the guest's init is built for NetBSD, from little: nothing of the monitor is in it"},
 	{"cmd/smolvmm/internal/network", []string{"vmm", "netstack", "netstack/..."}, []string{"vmm/demo", "golang.org/x/net/dns/dnsmessage"}, "the one place where the machine meets its network"},
+	{"cmd/smolvmm/internal/kernels", []string{"builder/fetch", sys}, nil, "kernels are files that were fetched"},
 	{"cmd/smolvmm/internal/...", []string{"vmm", sys}, nil, "what a verb does knows the machine by vmm's public API"},
 	{"cmd/...", []string{"vmm", "vmm/demo", "cmd/smolvmm/internal/...", "github.com/spf13/pflag", "golang.org/x/term", sys}, []string{"bench/testimg", "bench/lab/..."}, "a command drives machines by vmm's public API only"},
 
