@@ -55,6 +55,7 @@ var rules = []rule{
 	{"vmm/internal/cpu", []string{"pvh", "vmm/internal/bus", ourKVM, sys}, nil, "a vCPU knows the bus, not what is on it"},
 	{"vmm/internal/jail", []string{"github.com/landlock-lsm/go-landlock/landlock/syscall", ourKVM, "golang.org/x/net/bpf", sys}, nil, "the jail takes KVM's request numbers and nothing else of the machine"},
 	{"vmm/demo", nil, nil, "the demo guest is bytes and their meaning"},
+	{"vmm/client", nil, nil, "who speaks to a machine's socket needs no machine, and takes in none"},
 	{"vmm", []string{devices, "devices/...", "pvh", mem, "vmm/internal/...", sys}, []string{"vmm/demo"}, "vmm wires devices, pvh and kvm; it knows neither netstack, nor builder, nor a command"},
 
 	{"netstack/policy", nil, nil, "what a guest may reach is decided without sockets, from values"},
@@ -75,8 +76,9 @@ var rules = []rule{
 	{"cmd/smolinit", []string{sys}, nil, "the guest's init is built for NetBSD, from little: nothing of the monitor is in it"},
 	{"cmd/smolvmm/internal/network", []string{"vmm", "netstack", "netstack/..."}, []string{"vmm/demo", "golang.org/x/net/dns/dnsmessage"}, "the one place where the machine meets its network"},
 	{"cmd/smolvmm/internal/kernels", []string{"builder/fetch", sys}, nil, "kernels are files that were fetched"},
-	{"cmd/smolvmm/internal/...", []string{"vmm", sys}, nil, "what a verb does knows the machine by vmm's public API"},
-	{"cmd/...", []string{"vmm", "vmm/demo", "cmd/smolvmm/internal/...", "github.com/spf13/pflag", "golang.org/x/term", sys}, []string{"bench/testimg", "bench/lab/..."}, "a command drives machines by vmm's public API only"},
+	{"cmd/smolvmm/internal/api", []string{"vmm", "vmm/client", sys}, nil, "the server knows a machine by an interface; its words are the client's"},
+	{"cmd/smolvmm/internal/...", []string{"vmm", "vmm/client", sys}, nil, "what a verb does knows the machine by vmm's public API"},
+	{"cmd/...", []string{"vmm", "vmm/client", "vmm/demo", "cmd/smolvmm/internal/...", "github.com/spf13/pflag", "golang.org/x/term", sys}, []string{"bench/testimg", "bench/lab/..."}, "a command drives machines by vmm's public API only"},
 
 	{"bench/lab/...", []string{"bench/lab/...", "github.com/u-root/u-root/pkg/cpio", "github.com/pierrec/lz4/v4", sys}, nil, "the lab runs any program, so it knows nothing of ours"},
 	{"bench/...", []string{"vmm", "vmm/demo", "bench/...", "cmd/smolvmm/internal/kernels", sys}, []string{"pvh"}, "measurements look at the machine from outside"},
