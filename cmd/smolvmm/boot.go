@@ -18,7 +18,7 @@ func boot(args []string, s streams) error {
 	case err != nil:
 		return err
 	case b.help:
-		fmt.Fprint(s.out, helpText)
+		fmt.Fprint(s.out, bootHelp)
 		return nil
 	case b.version:
 		return version(nil, s)

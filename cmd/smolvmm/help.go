@@ -1,9 +1,109 @@
 package main
 
-const helpText = `smolvmm boots a NetBSD kernel in a virtual machine of its own, in milliseconds.
+import (
+	"fmt"
+	"strings"
+	"unicode/utf8"
+)
+
+// helpHead and helpTail are the help around the table of commands.
+const helpHead = `smolvmm boots a NetBSD kernel in a virtual machine of its own, in milliseconds.
 
 Usage: smolvmm -kernel FILE [-disk FILE]… [flags] [-- COMMAND [ARG]…]
-       smolvmm demo | kernel fetch|list | doctor | version | help [COMMAND]
+       smolvmm COMMAND [flags] …
+
+The flags most used (smolvmm help boot has them all):
+  -k FILE   kernel            -disk FILE[,ro][,overlay]   disk, repeatable
+  -m SIZE   RAM: 256, 1G      -p 8080:80   a port of the guest's on this host
+  -c N      CPUs              -e K=V, --secret NAME   for the guest's command
+  -v        say what is done  --timeout 30s   end it after that long
+
+Commands (smolvmm help COMMAND tells more of each):
+`
+
+const helpTail = `
+In the console: Ctrl-a x quits, Ctrl-a h helps. See also: smolvmm help commands
+
+  smolvmm demo                              see a machine boot, nothing needed
+  smolvmm kernel fetch                      get NetBSD's own MICROVM kernel
+  smolvmm -kernel netbsd -disk root.img     boot it
+`
+
+// helpText is `smolvmm --help`: what fits a screen.
+func helpText() string {
+	var b strings.Builder
+	b.WriteString(helpHead)
+	for _, group := range groups() {
+		line := fmt.Sprintf("  %-10s", group)
+		for _, c := range commands() {
+			if c.group != group {
+				continue
+			}
+			if utf8.RuneCountInString(line)+1+len(c.name) > 79 {
+				fmt.Fprintln(&b, line)
+				line = strings.Repeat(" ", 12)
+			}
+			line += " " + c.name
+		}
+		if strings.TrimSpace(line) != group {
+			fmt.Fprintln(&b, line)
+		}
+	}
+	b.WriteString(helpTail)
+	return b.String()
+}
+
+// commandsHelp is `smolvmm help commands`.
+func commandsHelp() string {
+	var b strings.Builder
+	for _, group := range groups() {
+		head := group + ":\n"
+		for _, c := range commands() {
+			if c.group == group {
+				fmt.Fprintf(&b, "%s  %-12s %s\n", head, c.name, c.summary)
+				head = ""
+			}
+		}
+		if head == "" {
+			fmt.Fprintln(&b)
+		}
+	}
+	b.WriteString("Topics:\n  boot         smolvmm -kernel FILE and all its flags\n\nsmolvmm help COMMAND tells more of each.\n")
+	return b.String()
+}
+
+func isHelp(a string) bool { return a == "-h" || a == "-help" || a == "--help" }
+
+// help is `smolvmm help [COMMAND]`.
+func help(args []string, s streams) error {
+	if len(args) == 0 {
+		fmt.Fprint(s.out, helpText())
+		return nil
+	}
+	names := []string{"boot", "commands"}
+	for _, c := range commands() {
+		if len(args) == 1 && c.name == args[0] {
+			fmt.Fprint(s.out, c.help)
+			return nil
+		}
+		names = append(names, c.name)
+	}
+	switch word := strings.Join(args, " "); word {
+	case "boot":
+		fmt.Fprint(s.out, bootHelp)
+		return nil
+	case "commands":
+		fmt.Fprint(s.out, commandsHelp())
+		return nil
+	default:
+		return usagef("help: %q is no command%s: smolvmm help commands lists them", word, didYouMean(word, names, ""))
+	}
+}
+
+// bootHelp is `smolvmm help boot`: every flag of a boot.
+const bootHelp = `smolvmm -kernel FILE boots a kernel: every flag of a boot.
+
+Usage: smolvmm -kernel FILE [-disk FILE]… [flags] [-- COMMAND [ARG]…]
 
   -k, --kernel FILE       PVH kernel, ELF or gzip (default: newest fetched one)
       --disk FILE[,ro][,overlay[=FILE]][,serial=ID]   disk; repeat for ld1 …

@@ -47,7 +47,7 @@ func flagsIn(text string) (out []string) {
 func TestHelpIsTheFlags(t *testing.T) {
 	var b bootFlags
 	var timeline bool
-	if got, want := flagsIn(helpText), flagsOf(b.set()); !slices.Equal(got, want) {
+	if got, want := flagsIn(bootHelp), flagsOf(b.set()); !slices.Equal(got, want) {
 		t.Errorf("the help has\n%q, the flags are\n%q", got, want)
 	}
 	// demo's refers to the boot's for most, and names them.
@@ -62,16 +62,22 @@ func TestHelpIsTheFlags(t *testing.T) {
 	}
 }
 
-// TestHelpFits: each help text fits a screen, the main one a tall one.
+// TestHelpFits: each help text fits a screen, that of a boot and of a whole
+// command's flags a tall one.
 func TestHelpFits(t *testing.T) {
-	for name, c := range map[string]struct {
-		text  string
-		lines int
-	}{"help": {helpText, 40}, "demo": {demoHelp, 24}, "kernel": {kernelHelp, 24}, "doctor": {doctorHelp, 24}} {
-		if n := strings.Count(c.text, "\n"); n > c.lines {
+	texts := map[string]string{"help": helpText(), "boot": bootHelp, "commands": commandsHelp()}
+	for _, c := range commands() {
+		texts[c.name] = c.help
+	}
+	for name, text := range texts {
+		limit := 45
+		if name == "help" {
+			limit = 32
+		}
+		if n := strings.Count(text, "\n"); n > limit {
 			t.Errorf("%s: %d lines", name, n)
 		}
-		for line := range strings.Lines(c.text) {
+		for line := range strings.Lines(text) {
 			if n := utf8.RuneCountInString(strings.TrimRight(line, "\n")); n > 80 {
 				t.Errorf("%s: %d columns: %s", name, n, line)
 			}
@@ -79,9 +85,20 @@ func TestHelpFits(t *testing.T) {
 	}
 }
 
+// TestHelpHasCommands: every command is in the help, in the list and in a group.
+func TestHelpHasCommands(t *testing.T) {
+	for _, c := range commands() {
+		if !slices.Contains(groups(), c.group) || c.summary == "" || c.help == "" || c.run == nil {
+			t.Errorf("%+v", c)
+		}
+		mustContain(t, "the help", helpText(), " "+c.name)
+		mustContain(t, "the list", commandsHelp(), "  "+c.name+" ", c.summary)
+	}
+}
+
 // TestHelpExamples: what the help shows as an example is understood.
 func TestHelpExamples(t *testing.T) {
-	_, examples, _ := strings.Cut(helpText, "Examples:\n")
+	_, examples, _ := strings.Cut(bootHelp, "Examples:\n")
 	n := 0
 	for line := range strings.Lines(examples) {
 		if !strings.HasPrefix(line, "  smolvmm -") {
@@ -107,7 +124,7 @@ func TestHelpExamples(t *testing.T) {
 // TestHelpAsked is each way to ask for help: on standard output, status 0.
 func TestHelpAsked(t *testing.T) {
 	for args, want := range map[string]string{
-		"--help": helpText, "-help": helpText, "-h": helpText, "help": helpText, "-k x -h": helpText,
+		"--help": helpText(), "-help": helpText(), "-h": helpText(), "help": helpText(), "-k x -h": bootHelp, "help boot": bootHelp, "help commands": commandsHelp(),
 		"demo --help": demoHelp, "demo -h": demoHelp, "help demo": demoHelp, "demo -c 2 -h": demoHelp,
 		"kernel --help": kernelHelp, "help kernel": kernelHelp, "kernel help": kernelHelp, "kernel fetch -h": kernelHelp,
 		"doctor -h": doctorHelp, "help doctor": doctorHelp, "version -h": versionHelp,
@@ -116,7 +133,7 @@ func TestHelpAsked(t *testing.T) {
 			t.Errorf("%s: %+v", args, r)
 		}
 	}
-	if r := invoke(t, nil); r.status != 2 || r.out != "" || r.err != helpText {
+	if r := invoke(t, nil); r.status != 2 || r.out != "" || r.err != helpText() {
 		t.Errorf("no arguments: %+v", r)
 	}
 }

@@ -44,12 +44,18 @@ func kernelCommand(args []string, s streams) error {
 	return usagef("kernel %q: must be fetch or list%s: smolvmm kernel --help says more", args[0], didYouMean(args[0], []string{"fetch", "list"}, ""))
 }
 
+// kernelFlags are the flags of `smolvmm kernel fetch`.
+func kernelFlags(o *kernels.Options, help *bool) *pflag.FlagSet {
+	f := pflag.NewFlagSet("kernel fetch", pflag.ContinueOnError)
+	f.StringVar(&o.Mirror, "mirror", "", "`URL` above pub/NetBSD to fetch from")
+	f.BoolVarP(help, "help", "h", false, "show the help")
+	return f
+}
+
 func kernelFetch(args []string, s streams) error {
 	var o kernels.Options
 	var help bool
-	f := pflag.NewFlagSet("kernel fetch", pflag.ContinueOnError)
-	f.StringVar(&o.Mirror, "mirror", "", "")
-	f.BoolVarP(&help, "help", "h", false, "")
+	f := kernelFlags(&o, &help)
 	flags, releases, err := splitWords(f, args)
 	if err != nil {
 		return err

@@ -14,6 +14,9 @@ import (
 	"sync/atomic"
 	"unicode"
 
+	"github.com/spf13/pflag"
+
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/kernels"
 	"github.com/smolvmm/smolvmm/vmm"
 )
 
@@ -63,17 +66,43 @@ func ownStreams() streams {
 
 // command is a subcommand; booting a machine is what happens without one.
 type command struct {
-	name string
-	help string
-	run  func(args []string, s streams) error
+	name    string
+	group   string // where `help commands` has it: one of the groups
+	summary string // a few words
+	help    string // the whole help text
+	// flags makes its flags, for completion and the man page; nil: it has none.
+	flags func() *pflag.FlagSet
+	// names says what its words are, for completion: nothing, files, machines or images.
+	names nameKind
+	run   func(args []string, s streams) error
 }
 
+// The groups of commands, in the order of the help.
+const (
+	groupMachines = "Machines"
+	groupImages   = "Images"
+	groupOther    = "Other"
+)
+
+func groups() []string { return []string{groupMachines, groupImages, groupOther} }
+
+// nameKind is what the words behind a command are.
+type nameKind string
+
+const (
+	noNames      nameKind = ""
+	machineNames nameKind = "machines"
+	imageNames   nameKind = "images"
+	fileNames    nameKind = "files"
+)
+
+// commands are all of them, in the order of the help.
 func commands() []command {
 	return []command{
-		{"demo", demoHelp, demoRun},
-		{"kernel", kernelHelp, kernelCommand},
-		{"doctor", doctorHelp, doctor},
-		{"version", versionHelp, version},
+		{name: "demo", group: groupOther, summary: "boot the built-in test guest", help: demoHelp, run: demoRun, flags: func() *pflag.FlagSet { return demoFlags(new(bootFlags), new(bool)) }},
+		{name: "kernel", group: groupImages, summary: "fetch and list NetBSD's own kernels", help: kernelHelp, run: kernelCommand, flags: func() *pflag.FlagSet { return kernelFlags(new(kernels.Options), new(bool)) }},
+		{name: "doctor", group: groupOther, summary: "say whether machines can run here", help: doctorHelp, run: doctor},
+		{name: "version", group: groupOther, summary: "print the version", help: versionHelp, run: version},
 	}
 }
 
@@ -118,10 +147,14 @@ func oneLine(text string) string {
 
 func dispatch(args []string, s streams) error {
 	if len(args) == 0 {
-		fmt.Fprint(s.err, helpText)
+		fmt.Fprint(s.err, helpText())
 		return &statusError{status: statusUsage}
 	}
 	if strings.HasPrefix(args[0], "-") {
+		if len(args) == 1 && isHelp(args[0]) {
+			fmt.Fprint(s.out, helpText())
+			return nil
+		}
 		return boot(args, s)
 	}
 	if args[0] == "help" {
@@ -142,23 +175,6 @@ func dispatch(args []string, s streams) error {
 		return usagef("%q is no command; a kernel is given with -kernel %s", args[0], args[0])
 	}
 	return usagef("%q is no command%s: smolvmm --help shows them", args[0], didYouMean(args[0], names, ""))
-}
-
-func isHelp(a string) bool { return a == "-h" || a == "-help" || a == "--help" }
-
-// help is `smolvmm help [COMMAND]`.
-func help(args []string, s streams) error {
-	if len(args) == 0 {
-		fmt.Fprint(s.out, helpText)
-		return nil
-	}
-	for _, c := range commands() {
-		if len(args) == 1 && c.name == args[0] {
-			fmt.Fprint(s.out, c.help)
-			return nil
-		}
-	}
-	return usagef("help: %q is no command: demo, kernel, doctor and version are", strings.Join(args, " "))
 }
 
 // usageError is the user's to mend.
