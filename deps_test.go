@@ -70,6 +70,9 @@ var rules = []rule{
 	{"builder/tree", nil, nil, "a tree is values: what they are written to and read from stands on it"},
 	{"builder/blob", []string{"builder/tree", sys}, nil, "a store of contents knows a tree's contents and files of the host"},
 	{"builder/archive", []string{"builder/tree", "builder/blob", "github.com/klauspost/compress/...", "github.com/mikelolasagasti/xz", sys}, nil, "an archive is bytes to a tree and back"},
+	{"builder/image/ffs", []string{"builder/tree"}, nil, "a file system is made of a tree and goes to an io.WriterAt"},
+	{"builder/image/gpt", nil, nil, "a partition table is bytes and their meaning"},
+	{"builder/image", []string{"builder/tree", "builder/image/..."}, nil, "an image is a tree in a file, and knows neither who builds nor who boots it"},
 	{"builder/fetch", nil, nil, "a download is a file that is complete and has its digest, whatever is in it"},
 	{"builder/sets", []string{"builder/tree", "builder/blob", "builder/archive", "builder/fetch", sys}, nil, "sets are archives that were fetched, and nothing of what is built of them"},
 

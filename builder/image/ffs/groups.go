@@ -1,0 +1,164 @@
+package ffs
+
+import "slices"
+
+// tables writes what is known at the end: the groups' blocks, their summaries,
+// and the superblock with its copies.
+func (w *writer) tables() error {
+	g := &w.geo
+	var partial []place
+	for free, blocks := range w.alloc.part {
+		for _, b := range blocks {
+			partial = append(partial, place{g.addr(b), free})
+		}
+	}
+	slices.SortFunc(partial, func(a, b place) int { return int(min(1, max(-1, a.addr-b.addr))) })
+
+	summaries := make([]byte, roundUp(g.summaryBytes, int64(g.block)))
+	var total summary
+	data, file := int64(0), 0 // the first data block and the first file of the group
+	buf := make([]byte, g.block)
+	for n := range g.groups {
+		if err := w.ctx.Err(); err != nil {
+			return err
+		}
+		base := n * g.fragsPerGroup
+		in := 0
+		for in < len(partial) && partial[in].addr < base+g.fragsPerGroup {
+			in++
+		}
+		c := cylinder{geo: g, number: n, buf: buf}
+		// The group's inodes: those in use are its first ones.
+		used := min(max(rootInode+int64(len(w.files))-n*g.inodesPerGroup, 0), g.inodesPerGroup)
+		for last := n*g.inodesPerGroup + used - rootInode; int64(file) < last; file++ {
+			if w.files[file].parent != 0 {
+				c.sum.dirs++
+			}
+		}
+		c.fill(used, max(w.need-data, 0), partial[:in], w.time)
+		data += g.before(n) + (g.end(n)-g.first(n))/int64(g.frag)
+		partial = partial[in:]
+		c.sum.put(summaries, int(n)*summarySize)
+		total.add(c.sum)
+		if err := w.put(base+g.groupFrag, buf); err != nil {
+			return err
+		}
+	}
+	if err := w.put(g.dataFrag, summaries); err != nil {
+		return err
+	}
+	super := w.super(total)
+	for n := range g.groups {
+		if err := w.writeAt(super, (n*g.fragsPerGroup+g.superFrag)*int64(g.fragment)); err != nil {
+			return err
+		}
+	}
+	return w.writeAt(super, superOffset)
+}
+
+// place is a block of which the last fragments are free.
+type place struct {
+	addr int64
+	free int
+}
+
+// cylinder is a group's block: struct cg and its bitmaps.
+type cylinder struct {
+	geo    *geometry
+	number int64
+	buf    []byte
+	sum    summary
+
+	freeOff, sumOff, clusterOff int
+	run                         int // free blocks in a row, so far
+}
+
+// fill makes the block. used inodes, the first ones, are in use, and of the data
+// blocks the first ones too; of those in partial the last fragments are free.
+func (c *cylinder) fill(used, data int64, partial []place, time int64) {
+	g, b := c.geo, c.buf
+	clear(b)
+	frags := g.end(c.number)
+	inodeOff := groupHeader
+	c.freeOff = inodeOff + int(ceilDiv(g.inodesPerGroup, 8))
+	// The sums are counted from 1, so their first word lies over the end of the
+	// bitmap before them.
+	c.sumOff = roundUp(c.freeOff+int(ceilDiv(g.fragsPerGroup, 8))-4, 4)
+	c.clusterOff = c.sumOff + (g.clusters+1)*4
+
+	put32(b, 4, int(groupMagic))
+	put32(b, 12, c.number)
+	put32(b, 20, frags)
+	put32(b, 92, inodeOff)
+	put32(b, 96, c.freeOff)
+	put32(b, 100, c.clusterOff+int(ceilDiv(g.fragsPerGroup/int64(g.frag), 8)))
+	put32(b, 104, c.sumOff)
+	put32(b, 108, c.clusterOff)
+	put32(b, 112, frags/int64(g.frag))
+	put32(b, 116, g.inodesPerGroup)
+	// cg_initediblk: inodes behind it need not be valid; newfs begins with two blocks.
+	put32(b, 120, min(g.inodesPerGroup, max(roundUp(used, int64(g.inodesPerBlock)), int64(2*g.inodesPerBlock))))
+	put64(b, 136, time)
+
+	for i := range int(used) {
+		b[inodeOff+i/8] |= 1 << (i % 8)
+	}
+	c.sum.freeInodes = g.inodesPerGroup - used
+
+	frag := int64(g.frag)
+	first := g.first(c.number)
+	if rest := g.summaryBytes / int64(g.fragment) % frag; c.number == 0 && rest != 0 {
+		c.endRun()
+		c.frags(first-frag, int(frag-rest))
+	}
+	base := c.number * g.fragsPerGroup
+	for at := int64(0); at < frags; at += frag {
+		isData := at >= first || at/frag < g.before(c.number)
+		switch {
+		case !isData:
+			c.endRun()
+		case data > 0:
+			data--
+			c.endRun()
+			if len(partial) > 0 && partial[0].addr == base+at {
+				c.frags(at, partial[0].free)
+				partial = partial[1:]
+			}
+		default:
+			c.block(at)
+		}
+	}
+	c.endRun()
+	c.sum.put(b, 24)
+}
+
+// frags marks the last fragments of a block as free.
+func (c *cylinder) frags(at int64, free int) {
+	for f := at + int64(c.geo.frag-free); f < at+int64(c.geo.frag); f++ {
+		c.buf[c.freeOff+int(f/8)] |= 1 << (f % 8)
+	}
+	off := 52 + 4*free // cg_frsum[free]
+	put32(c.buf, off, le.Uint32(c.buf[off:])+1)
+	c.sum.freeFrags += int64(free)
+}
+
+// block marks a whole block as free.
+func (c *cylinder) block(at int64) {
+	for f := at; f < at+int64(c.geo.frag); f++ {
+		c.buf[c.freeOff+int(f/8)] |= 1 << (f % 8)
+	}
+	n := at / int64(c.geo.frag)
+	c.buf[c.clusterOff+int(n/8)] |= 1 << (n % 8)
+	c.sum.freeBlocks++
+	c.run++
+}
+
+// endRun counts a run of free blocks that is over.
+func (c *cylinder) endRun() {
+	if c.run == 0 {
+		return
+	}
+	off := c.sumOff + 4*min(c.run, c.geo.clusters)
+	put32(c.buf, off, le.Uint32(c.buf[off:])+1)
+	c.run = 0
+}
