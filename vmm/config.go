@@ -96,6 +96,10 @@ type Config struct {
 	// caller's, to wipe when no machine needs them any more.
 	Items []Item
 
+	// Marked is told of each byte that the guest writes to the mark port, by the
+	// vCPU that does and waits: it must not block. May be nil.
+	Marked func(value byte)
+
 	// KVM is an open /dev/kvm; nil opens the device.
 	KVM *os.File
 	// Log takes what the monitor has to say; nil discards it.
@@ -140,6 +144,9 @@ const (
 type Confinement struct {
 	Mode    ConfineMode
 	Console ConsoleKind
+	// Log leaves writing at a place in an open file: what the machine's output goes
+	// to is a log of bounded size.
+	Log bool
 }
 
 // withDefaults fills in zero values and refuses what can be refused before

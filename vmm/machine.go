@@ -243,7 +243,7 @@ func (m *Machine) confine() error {
 	}
 	return jail.Apply(jail.Config{Mode: c.Mode, Groups: jail.Strict(jail.Machine{
 		Console: c.Console, Disks: len(m.cfg.Disks) > 0, BlockDevices: m.blockDevices,
-		Network: len(m.cfg.Nets) > 0,
+		Network: len(m.cfg.Nets) > 0, Log: c.Log,
 	})})
 }
 

@@ -67,6 +67,9 @@ func (m *Machine) portEvent(e ports.Event) {
 	switch e.Kind {
 	case ports.Milestone:
 		m.timeline.mark(e.Status, time.Now())
+		if m.cfg.Marked != nil {
+			m.cfg.Marked(e.Status)
+		}
 	case ports.ExitPort:
 		m.end(Exit{End: EndExit, Status: int(e.Status)})
 	default:

@@ -206,6 +206,7 @@ func TestStrict(t *testing.T) {
 		{Machine{}, []Group{Runtime, KVM}},
 		{Machine{Console: ConsoleStdio, Disks: true}, []Group{Runtime, KVM, Terminal, Disk}},
 		{Machine{Console: ConsolePty}, []Group{Runtime, KVM, Terminal}},
+		{Machine{Log: true}, []Group{Runtime, KVM, LogFile}},
 		{Machine{Console: ConsoleSocket, API: true}, []Group{Runtime, KVM, Listener}},
 		{Machine{API: true, BlockDevices: true}, []Group{Runtime, KVM, Listener, Disk, BlockDev}},
 		{Machine{Network: true}, []Group{Runtime, KVM, Network}},

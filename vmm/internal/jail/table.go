@@ -19,6 +19,7 @@ const (
 	KVM      Group = "kvm"      // a running machine: vCPUs, interrupt lines, reading state
 	Terminal Group = "terminal" // a terminal or pseudo-terminal on descriptors that are open
 	Listener Group = "listener" // a stream socket that was opened to be listened on
+	LogFile  Group = "logfile"  // a log of bounded size, written in a circle
 	Disk     Group = "disk"     // images: files
 	BlockDev Group = "blockdev" // images: block devices, on top of Disk
 	Network  Group = "network"  // sockets of the user-mode network stack
@@ -42,6 +43,7 @@ type Machine struct {
 	BlockDevices bool // some disk is a block device
 	Network      bool // the user-mode network
 	API          bool // a control socket
+	Log          bool // a log of bounded size
 }
 
 // Strict is the shortest list of groups that a machine runs with.
@@ -55,6 +57,9 @@ func Strict(m Machine) []Group {
 	}
 	if m.API && !slices.Contains(g, Listener) {
 		g = append(g, Listener)
+	}
+	if m.Log {
+		g = append(g, LogFile)
 	}
 	if m.Disks || m.BlockDevices {
 		g = append(g, Disk)
@@ -134,6 +139,8 @@ func groupRules(g Group, pid int) ([]rule, bool) {
 			{nr: unix.SYS_GETPEERNAME, why: "package net's RemoteAddr"},
 			{nr: unix.SYS_SHUTDOWN, why: "CloseRead and CloseWrite, and a listener's end"},
 		}, true
+	case LogFile:
+		return []rule{{nr: unix.SYS_PWRITE64, why: "the next line of a log whose beginning is overwritten"}}, true
 	case Disk:
 		return []rule{
 			{nr: unix.SYS_PREADV, why: "a read request into guest memory"},
