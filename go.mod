@@ -13,8 +13,8 @@ require (
 	github.com/klauspost/compress v1.20.3 // indirect
 	github.com/landlock-lsm/go-landlock v0.11.0 // indirect
 	github.com/mikelolasagasti/xz v1.0.1 // indirect
-	github.com/moby/buildkit v0.28.0 // indirect
-	github.com/moby/patternmatcher v0.6.0 // indirect
+	github.com/moby/buildkit v0.30.0 // indirect
+	github.com/moby/patternmatcher v0.6.1 // indirect
 	github.com/pierrec/lz4/v4 v4.1.22 // indirect
 	github.com/pkg/errors v0.9.1 // indirect
 	github.com/planetscale/vtprotobuf v0.6.1-0.20240319094008-0393e58bdf10 // indirect
