@@ -67,6 +67,7 @@ var rules = []rule{
 	{"netstack", []string{"gvisor.dev/gvisor/pkg/...", "netstack/policy", "netstack/audit", sys}, []string{"netstack/netstacktest", "netstack/dns"}, "the stack knows frames and sockets: neither the device in front of it nor the machine"},
 	{"netstack/netstacktest", []string{"gvisor.dev/gvisor/pkg/...", sys}, []string{"netstack"}, "the guest's side of a network knows nothing of the network"},
 
+	{"builder/dialect", []string{"github.com/moby/buildkit/frontend/dockerfile/parser", "github.com/moby/buildkit/frontend/dockerfile/shell", "github.com/moby/patternmatcher", "github.com/moby/patternmatcher/ignorefile"}, nil, "a Dockerfile is text and what it means, without an image or a file of the host"},
 	{"builder/spec", nil, nil, "what an image is is a document: who makes, keeps and runs images stands on it"},
 	{"builder/tree", nil, nil, "a tree is values: what they are written to and read from stands on it"},
 	{"builder/blob", []string{"builder/tree", sys}, nil, "a store of contents knows a tree's contents and files of the host"},
