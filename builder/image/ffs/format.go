@@ -105,7 +105,7 @@ func (l *Layout) super(total summary) []byte {
 	put32(b, 92, g.pointers) // fs_maxbpg, as newfs sets it
 	put32(b, 96, log2(g.frag))
 	put32(b, 100, log2(g.fragment/sectorSize))
-	put32(b, 104, roundUp(superSize, g.fragment))
+	put32(b, 104, min(roundUp(superSize, g.fragment), superRoom))
 	put32(b, 116, g.pointers)
 	put32(b, 120, g.inodesPerBlock)
 	// The disk is one machine's: no reserve, so what df calls free is what

@@ -80,6 +80,9 @@ func (g *geometry) cgSize(inodes, frags int64) int64 {
 // over and too little for a group is left out: blocks() says what is used.
 func (g geometry) divide(blocks, inodes int64) (geometry, error) {
 	frag := int64(g.frag)
+	if blocks < 1 {
+		return g, fmt.Errorf("%w: it has no block of %d bytes", ErrSpace, g.block)
+	}
 	unit := max(1, 8/frag) // a group's bitmap has whole bytes
 	for groups := max(1, blocks*frag/int64(g.block*8)); ; groups++ {
 		perGroup := roundUp(ceilDiv(blocks, groups), unit)

@@ -30,7 +30,7 @@ func (w *writer) tables() error {
 		c := cylinder{geo: g, number: n, buf: buf}
 		// The group's inodes: those in use are its first ones.
 		used := min(max(rootInode+int64(len(w.files))-n*g.inodesPerGroup, 0), g.inodesPerGroup)
-		for last := n*g.inodesPerGroup + used - rootInode; int64(file) < last; file++ {
+		for last := min(int64(len(w.files)), (n+1)*g.inodesPerGroup-rootInode); int64(file) < last; file++ {
 			if w.files[file].parent != 0 {
 				c.sum.dirs++
 			}
@@ -49,11 +49,12 @@ func (w *writer) tables() error {
 	}
 	super := w.super(total)
 	for n := range g.groups {
-		if err := w.writeAt(super, (n*g.fragsPerGroup+g.superFrag)*int64(g.fragment)); err != nil {
+		if err := w.put(n*g.fragsPerGroup+g.superFrag, super); err != nil {
 			return err
 		}
 	}
-	return w.writeAt(super, superOffset)
+	// Last, so that what is not complete is no file system.
+	return w.put(superOffset/int64(g.fragment), super)
 }
 
 // place is a block of which the last fragments are free.

@@ -1,0 +1,561 @@
+package ffs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/smolvmm/smolvmm/builder/tree"
+)
+
+// memory is a sparse disk of zeros that remembers what was written, and takes no
+// byte twice, nothing behind its end and no block of zeros.
+type memory struct {
+	sectors map[int64][]byte
+	size    int64
+	block   int
+	again   bool // takes bytes twice: the disk of a second image
+}
+
+func (m *memory) WriteAt(b []byte, off int64) (int, error) {
+	if off < 0 || off%512 != 0 || len(b)%512 != 0 || off+int64(len(b)) > m.size {
+		return 0, fmt.Errorf("a write of %d bytes at %d of %d", len(b), off, m.size)
+	}
+	for at := 0; at < len(b); at += m.block {
+		if p := b[at:min(len(b), at+m.block)]; len(bytes.Trim(p, "\x00")) == 0 {
+			return 0, fmt.Errorf("%d bytes of zeros were written at %d", len(p), off+int64(at))
+		}
+	}
+	own := bytes.Clone(b)
+	for at := 0; at < len(b); at += 512 {
+		n := (off + int64(at)) / 512
+		if m.sectors[n] != nil && !m.again {
+			return 0, fmt.Errorf("sector %d was written twice", n)
+		}
+		m.sectors[n] = own[at : at+512]
+	}
+	return len(b), nil
+}
+
+func (m *memory) ReadAt(b []byte, off int64) (int, error) {
+	if off < 0 || off+int64(len(b)) > m.size {
+		return 0, fmt.Errorf("a read of %d bytes at %d of %d", len(b), off, m.size)
+	}
+	clear(b)
+	for n := off / 512; n*512 < off+int64(len(b)); n++ {
+		s := m.sectors[n]
+		if s == nil {
+			continue
+		}
+		if lo := n*512 - off; lo >= 0 {
+			copy(b[lo:], s)
+		} else {
+			copy(b, s[-lo:])
+		}
+	}
+	return len(b), nil
+}
+
+// write writes a tree to a disk of memory, checks all tables and every name.
+func write(t *testing.T, tr *tree.Tree, o Options) (*memory, Info) {
+	t.Helper()
+	l, err := Plan(tr, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info := l.Info()
+	m := &memory{sectors: map[int64][]byte{}, size: info.Size, block: info.Block}
+	if err := l.Write(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	d, err := openDisk(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.verify(); err != nil {
+		t.Fatalf("%+v: %v", info, err)
+	}
+	if err := compare(d, tr); err != nil {
+		t.Fatalf("%+v: %v", info, err)
+	}
+	if free := (d.sb.Total[1]*int64(d.sb.Frag) + d.sb.Total[3]) * int64(d.sb.Fsize); free < info.Free || free-info.Free >= int64(info.Block) {
+		t.Fatalf("%d bytes are free, and it says %d", free, info.Free)
+	}
+	if d.sb.Total[2] != info.FreeInodes || int64(d.sb.Ncg) != info.Groups || d.sb.Size*int64(d.sb.Fsize) != info.Size {
+		t.Fatalf("%+v is not %+v", info, d.sb)
+	}
+	return m, info
+}
+
+// sparse is a content of holes and a pattern; it fails reads behind its end.
+type sparse struct {
+	size    int64
+	extents []tree.Extent
+}
+
+func (s sparse) Size() int64                      { return s.size }
+func (s sparse) Open() (tree.ReadAtCloser, error) { return s, nil }
+func (s sparse) Close() error                     { return nil }
+func (s sparse) Extents() ([]tree.Extent, error)  { return s.extents, nil }
+func (s sparse) ReadAt(b []byte, off int64) (int, error) {
+	if off < 0 || off+int64(len(b)) > s.size {
+		return 0, io.EOF
+	}
+	clear(b)
+	for _, e := range s.extents {
+		for at := max(e.Off, off); at < min(e.Off+e.Len, off+int64(len(b))); at++ {
+			b[at-off] = byte(at*31>>7) | 1
+		}
+	}
+	return len(b), nil
+}
+
+// compare holds every name of a tree, and what it names, to the disk, and the
+// disk's names to the tree's.
+func compare(d *disk, t *tree.Tree) error {
+	inodes := map[string]uint32{".": 2}
+	numbers := map[*tree.Node]uint32{}
+	return t.Walk(func(path string, n *tree.Node) error {
+		if err := compareNode(d, path, n, inodes, numbers); err != nil {
+			return fmt.Errorf("%.80q: %w", path, err)
+		}
+		return nil
+	})
+}
+
+func compareNode(d *disk, path string, n *tree.Node, inodes map[string]uint32, numbers map[*tree.Node]uint32) error {
+	ino, ok := inodes[path]
+	if !ok {
+		return errors.New("it is not there")
+	}
+	if known, ok := numbers[n]; ok && known != ino {
+		return fmt.Errorf("two inodes, %d and %d, for links", known, ino)
+	}
+	numbers[n] = ino
+	i, err := d.inode(ino)
+	if err != nil {
+		return err
+	}
+	kind := map[tree.Kind]uint16{tree.Dir: 0o040000, tree.File: 0o100000, tree.Symlink: 0o120000, tree.CharDevice: 0o020000, tree.BlockDevice: 0o060000, tree.FIFO: 0o010000, tree.Socket: 0o140000}[n.Kind]
+	if i.Mode != kind|n.Perm || i.UID != n.UID || i.GID != n.GID || i.Flags != n.Flags || i.Gen <= 0 {
+		return fmt.Errorf("%+v is not %+v", i, n)
+	}
+	at := time.Unix(0, n.Mtime)
+	for _, got := range []time.Time{time.Unix(i.Atime, int64(i.Atimensec)), time.Unix(i.Mtime, int64(i.Mtimensec)), time.Unix(i.Ctime, int64(i.Ctimensec)), time.Unix(i.Birthtime, int64(i.Birthnsec))} {
+		if !got.Equal(at) {
+			return fmt.Errorf("time %v, want %v", got, at)
+		}
+	}
+	if i.Mtimensec < 0 || i.Mtimensec > 999999999 {
+		return fmt.Errorf("%d nanoseconds", i.Mtimensec)
+	}
+	switch n.Kind {
+	case tree.Dir:
+		list, err := d.entries(i)
+		if err != nil {
+			return err
+		}
+		var names []string
+		for _, e := range list[2:] {
+			names = append(names, e.name)
+			if path == "." {
+				inodes[e.name] = e.ino
+			} else {
+				inodes[path+"/"+e.name] = e.ino
+			}
+		}
+		if !slices.Equal(names, n.Names()) {
+			return fmt.Errorf("names %.200q, want %.200q", names, n.Names())
+		}
+	case tree.Symlink:
+		var b []byte
+		if len(n.Target) < 120 {
+			var raw bytes.Buffer
+			for _, a := range append(i.DB[:], i.IB[:]...) {
+				raw.Write(le.AppendUint64(nil, uint64(a)))
+			}
+			b = raw.Bytes()
+			if len(bytes.Trim(b[i.Size:], "\x00")) != 0 {
+				return errors.New("not zero behind the target")
+			}
+			b = b[:i.Size]
+		} else if b, err = d.content(i); err != nil {
+			return err
+		}
+		if string(b) != n.Target {
+			return fmt.Errorf("target %.80q, want %.80q", b, n.Target)
+		}
+	case tree.CharDevice, tree.BlockDevice:
+		// sys/types.h: minor is bits 0-7 and 20-31, major bits 8-19.
+		major, minor := uint32(i.DB[0])>>8&0xfff, uint32(i.DB[0])&0xff|uint32(i.DB[0])>>12&0xfff00
+		if major != n.Major || minor != n.Minor || i.Size != 0 {
+			return fmt.Errorf("device %d,%d, want %d,%d", major, minor, n.Major, n.Minor)
+		}
+	case tree.File:
+		return compareFile(d, i, n)
+	}
+	return nil
+}
+
+// compareFile compares what is in blocks, and knows of the rest that it is zero.
+func compareFile(d *disk, i *diskInode, n *tree.Node) error {
+	if int64(i.Size) != n.Size() {
+		return fmt.Errorf("%d bytes, want %d", i.Size, n.Size())
+	}
+	if n.Size() == 0 {
+		return nil
+	}
+	extents, err := tree.Extents(n.Content)
+	if err != nil {
+		return err
+	}
+	want := map[int64]bool{}
+	bs := int64(d.sb.Bsize)
+	for _, e := range extents {
+		for b := e.Off / bs; b*bs < e.Off+e.Len; b++ {
+			want[b] = true
+		}
+	}
+	r, err := n.Content.Open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	got := 0
+	err = d.walk(i, func(lbn, addr int64, size int) error {
+		if lbn < 0 {
+			return nil
+		}
+		got++
+		if !want[lbn] {
+			return fmt.Errorf("block %d should be a hole", lbn)
+		}
+		b, err := d.bytes(addr, size)
+		if err != nil {
+			return err
+		}
+		w := make([]byte, size)
+		n := min(int64(size), n.Size()-lbn*bs)
+		if _, err := r.ReadAt(w[:n], lbn*bs); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if !bytes.Equal(b, w) {
+			return fmt.Errorf("block %d at %d differs", lbn, addr)
+		}
+		return nil
+	})
+	if err == nil && got != len(want) {
+		err = fmt.Errorf("%d blocks, want %d", got, len(want))
+	}
+	return err
+}
+
+func noise(r *rand.Rand, n int) []byte {
+	b := make([]byte, n)
+	for i := 0; i < n; i += 8 {
+		copy(b[i:], le.AppendUint64(nil, r.Uint64()))
+	}
+	return b
+}
+
+// random makes a tree of all kinds of nodes.
+func random(r *rand.Rand, block int) *tree.Tree {
+	t := tree.New()
+	dirs, files := []string{""}, []*tree.Node(nil)
+	name := func() string {
+		n := 1 + r.IntN(12)
+		if r.IntN(10) == 0 {
+			n = 1 + r.IntN(255)
+		}
+		b := noise(r, n)
+		for i := range b {
+			if b[i] == 0 || b[i] == '/' || b[i] == '.' {
+				b[i] = 'x'
+			}
+		}
+		return string(b)
+	}
+	for range r.IntN(60) {
+		n := &tree.Node{
+			Kind: tree.Kind(1 + r.IntN(int(tree.Socket))), Perm: uint16(r.IntN(0o10000)), UID: r.Uint32(), GID: r.Uint32(),
+			Mtime: r.Int64()>>r.IntN(40) - 1<<40, Flags: r.Uint32() &^ 0x00e00000,
+		}
+		path := dirs[r.IntN(len(dirs))] + "/" + name()
+		switch n.Kind {
+		case tree.Dir:
+			if len(path) > 3000 {
+				continue
+			}
+			dirs = append(dirs, path)
+		case tree.Symlink:
+			n.Target = "/" + strings.Repeat("t", r.IntN([]int{20, 130, 1023}[r.IntN(3)]))
+		case tree.CharDevice, tree.BlockDevice:
+			n.Major, n.Minor = uint32(r.IntN(0x1000)), uint32(r.IntN(0x100000))
+		case tree.File:
+			n.Content = content(r, block)
+			files = append(files, n)
+		}
+		if len(files) > 0 && n.Kind != tree.Dir && r.IntN(8) == 0 {
+			n = files[r.IntN(len(files))]
+		}
+		if _, err := t.Lookup(path); err == nil {
+			continue
+		}
+		if err := t.Put(path, n); err != nil {
+			panic(err)
+		}
+	}
+	return t
+}
+
+func content(r *rand.Rand, block int) tree.Content {
+	switch r.IntN(6) {
+	case 0:
+		return nil
+	case 1: // near the sizes where something changes
+		return tree.Bytes(noise(r, max(0, block*[]int{1, 2, 11, 12, 13}[r.IntN(5)]+r.IntN(5)-2)))
+	case 2: // holes, up to far away
+		s := sparse{size: 1 + r.Int64()>>(25+r.IntN(30))}
+		for at := int64(0); len(s.extents) < 6; {
+			e := tree.Extent{Off: at + r.Int64N(s.size), Len: 1 + int64(r.IntN(3*block))}
+			if e.Off+e.Len > s.size {
+				break
+			}
+			s.extents = append(s.extents, e)
+			at = e.Off + e.Len
+		}
+		return s
+	case 3: // zeros, that are no holes
+		b := noise(r, 4*block)
+		clear(b[r.IntN(block):][:2*block])
+		return tree.Bytes(b)
+	}
+	return tree.Bytes(noise(r, r.IntN(3*block)))
+}
+
+// TestRandomTrees: a thousand trees, block sizes and ways to size.
+func TestRandomTrees(t *testing.T) {
+	for seed := range uint64(1000) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		o := Options{Block: []int{4096, 8192, 16384, 32768}[r.IntN(4)], Label: "random"}
+		o.Fragment = max(512, o.Block>>r.IntN(4))
+		switch r.IntN(4) {
+		case 0:
+			o.Minimize = true
+		case 1:
+			o.Free = 1 + r.Int64N(100<<20)
+		case 2:
+			o.Size = 64<<20 + r.Int64N(1<<30)
+		case 3:
+			o.Minimize, o.Free, o.FreeInodes = true, r.Int64N(1<<20), int64(r.IntN(20000))
+		}
+		tr := random(r, o.Block)
+		_, info := write(t, tr, o)
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+		if info.Free < o.Free || info.FreeInodes < o.FreeInodes {
+			t.Fatalf("seed %d: %+v for %+v", seed, info, o)
+		}
+		if o.Size != 0 && (info.Size > o.Size || info.Size <= o.Size-int64(o.Block)*8) {
+			t.Fatalf("seed %d: %d bytes, want %d", seed, info.Size, o.Size)
+		}
+	}
+}
+
+// TestSameBytes: the same tree, made anew and written in another way, gives the
+// same disk.
+func TestSameBytes(t *testing.T) {
+	for seed := range uint64(20) {
+		make := func() *tree.Tree { return random(rand.New(rand.NewPCG(seed, 2)), 4096) }
+		a, _ := write(t, make(), Options{Block: 4096})
+		b, _ := write(t, make().Clone(), Options{Block: 4096})
+		if len(a.sectors) != len(b.sectors) {
+			t.Fatalf("seed %d: %d and %d sectors", seed, len(a.sectors), len(b.sectors))
+		}
+		for n, s := range a.sectors {
+			if !bytes.Equal(s, b.sectors[n]) {
+				t.Fatalf("seed %d: sector %d differs", seed, n)
+			}
+		}
+	}
+}
+
+// TestLarge: a disk of 1 TiB with a file that has triple indirect blocks.
+func TestLarge(t *testing.T) {
+	tr := tree.New()
+	n := tree.NewFile(0o600, sparse{9 << 40, []tree.Extent{{Off: 0, Len: 100}, {Off: 5 << 40, Len: 70000}, {Off: 9<<40 - 3, Len: 3}}})
+	if err := tr.Put("data", n); err != nil {
+		t.Fatal(err)
+	}
+	_, info := write(t, tr, Options{Size: MaxSize})
+	t.Logf("%+v", info)
+	if info.Size != MaxSize || info.Block != 32768 || info.Free < MaxSize*9/10 {
+		t.Errorf("%+v", info)
+	}
+	if _, err := Plan(tr, Options{Size: MaxSize + 1}); err == nil {
+		t.Error("a file system larger than MaxSize was planned")
+	}
+}
+
+// TestManyNames: directories with single and double indirect blocks.
+func TestManyNames(t *testing.T) {
+	tr := tree.New()
+	for i := range 100000 {
+		n := tree.NewFile(0o644, nil)
+		if err := tr.Root.Set(fmt.Sprintf("%0*d", 60+i%20, i), n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, info := write(t, tr, Options{Minimize: true, Block: 4096})
+	t.Logf("%+v", info)
+}
+
+// TestSmallest: what is minimized has no block to spare.
+func TestSmallest(t *testing.T) {
+	tr := tree.New()
+	if err := tr.Put("bin/program", tree.NewFile(0o755, tree.Bytes(noise(rand.New(rand.NewPCG(1, 1)), 1500000)))); err != nil {
+		t.Fatal(err)
+	}
+	_, info := write(t, tr, Options{Minimize: true})
+	t.Logf("%+v", info)
+	if info.Size > 1500000*12/10 || info.Free >= int64(info.Block) {
+		t.Errorf("%+v for 1500000 bytes", info)
+	}
+	_, err := Plan(tr, Options{Size: info.Size - 1})
+	if !errors.Is(err, ErrSpace) || !strings.Contains(err.Error(), fmt.Sprint(info.Size)) {
+		t.Errorf("a byte less than needed: %v", err)
+	}
+	if _, err := Plan(tr, Options{Minimize: true, Size: info.Size - 1}); !errors.Is(err, ErrSpace) {
+		t.Errorf("at most a byte less than needed: %v", err)
+	}
+	write(t, tr, Options{Size: info.Size})
+	write(t, tr, Options{Minimize: true, Size: info.Size})
+}
+
+// TestRefused: what the format has no place for is an error that names it.
+func TestRefused(t *testing.T) {
+	with := func(n *tree.Node) *tree.Tree {
+		tr := tree.New()
+		if err := tr.Root.Set("it", n); err != nil {
+			t.Fatal(err)
+		}
+		return tr
+	}
+	links := tree.New()
+	n := tree.NewFile(0o644, nil)
+	for i := range maxLinks + 1 {
+		if err := links.Root.Set(fmt.Sprint(i), n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dirs := tree.New()
+	for i := range maxLinks - 1 {
+		if err := dirs.Root.Set(fmt.Sprint(i), tree.NewDir(0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	holes := sparse{size: 1 << 40}
+	for i := range int64(maxRuns + 1) {
+		holes.extents = append(holes.extents, tree.Extent{Off: i * 65536, Len: 1})
+	}
+	for _, c := range []struct {
+		tr   *tree.Tree
+		o    Options
+		says string
+	}{
+		{with(&tree.Node{Kind: tree.File, Flags: 0x00200000}), Options{}, `"it": st_flags 0x200000`},
+		{with(tree.NewFile(0, sparse{size: 1 << 62})), Options{}, `"it": a file of`},
+		{with(tree.NewFile(0, sparse{10, []tree.Extent{{Off: 5, Len: 6}}})), Options{}, `"it": not a valid node: an extent`},
+		{with(tree.NewFile(0, holes)), Options{}, `"it": the files have more than 1048576 holes`},
+		{links, Options{}, `more than 32767 links to "0"`},
+		{dirs, Options{}, `more than 32767 links to "."`},
+		{with(tree.NewFile(0, sparse{2 << 40, []tree.Extent{{Off: 0, Len: 2 << 40}}})), Options{}, "file system too small"},
+		{&tree.Tree{}, Options{}, "without a root"},
+		{nil, Options{}, "without a root"},
+		{tree.New(), Options{Label: "a b"}, "label"},
+		{tree.New(), Options{Label: strings.Repeat("x", 32)}, "label"},
+		{tree.New(), Options{Free: -1}, "negative"},
+		{tree.New(), Options{Free: 2 << 40}, "at most"},
+		{tree.New(), Options{Size: 1000}, "too small"},
+		{tree.New(), Options{Block: 5000}, "block"},
+		{tree.New(), Options{Block: 65536}, "block"},
+		{tree.New(), Options{Block: 16384, Fragment: 1024}, "fragment"},
+		{tree.New(), Options{Block: 4096, Fragment: 256}, "fragment"},
+		{tree.New(), Options{Minimize: true, FreeInodes: 1 << 31}, "free inodes"},
+		{tree.New(), Options{Size: 8 << 20, FreeInodes: 1 << 20}, "too small"},
+	} {
+		if _, err := Plan(c.tr, c.o); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%+v: %v; want it to say %q", c.o, err, c.says)
+		}
+	}
+}
+
+// failing is a content whose reads fail or end too soon, or a disk that is full.
+type failing struct {
+	size   int64
+	open   error
+	read   error
+	onRead func()
+	closed *int
+}
+
+func (f failing) Size() int64 { return f.size }
+func (f failing) Open() (tree.ReadAtCloser, error) {
+	return f, f.open
+}
+func (f failing) Close() error { *f.closed++; return nil }
+func (f failing) ReadAt(b []byte, off int64) (int, error) {
+	if f.onRead != nil {
+		f.onRead()
+		return len(b), nil
+	}
+	return 0, f.read
+}
+
+type fullDisk struct{}
+
+func (fullDisk) WriteAt([]byte, int64) (int, error) { return 0, errors.New("no space left") }
+
+// TestWriteFails: errors of contents name the file, those of the disk come
+// through, files are closed, and the end of ctx ends it in the middle of a file.
+func TestWriteFails(t *testing.T) {
+	closed := 0
+	ctx, cancel := context.WithCancel(t.Context())
+	for _, c := range []struct {
+		f      failing
+		says   string
+		closes int
+	}{
+		{failing{size: 5, open: os.ErrPermission}, `"etc/it": permission denied`, 0},
+		{failing{size: 5, read: os.ErrClosed}, `"etc/it": file already closed`, 1},
+		{failing{size: 5, read: io.EOF}, `"etc/it": unexpected EOF: it ends at 0 of 5 bytes`, 1},
+		{failing{size: 100 << 20, onRead: cancel}, "context canceled", 1},
+	} {
+		closed = 0
+		c.f.closed = &closed
+		tr := tree.New()
+		if err := tr.Put("etc/it", tree.NewFile(0, c.f)); err != nil {
+			t.Fatal(err)
+		}
+		m := &memory{sectors: map[int64][]byte{}, size: 1 << 40, block: 16384}
+		_, err := Write(ctx, m, tr, Options{})
+		if err == nil || !strings.Contains(err.Error(), c.says) || closed != c.closes {
+			t.Errorf("%v, closed %d times; want it to say %q, %d", err, closed, c.says, c.closes)
+		}
+		if d, err := openDisk(m); err == nil {
+			t.Errorf("what was left behind has a superblock: %+v", d.sb)
+		}
+	}
+	if _, err := Write(t.Context(), fullDisk{}, tree.New(), Options{}); err == nil || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("a full disk: %v", err)
+	}
+}
