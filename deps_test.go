@@ -48,6 +48,9 @@ var rules = []rule{
 	{"devices/mmio", []string{devices, virtq, mem}, []string{mock, sys}, "a transport never sees a disk or a packet"},
 	{"devices/blk", []string{devices, virtq, mem}, []string{mock, "devices/blk/disk", sys}, "a device never sees its transport, KVM or another device"},
 	{"devices/blk/disk", []string{"devices/blk", sys}, nil, "files behind a disk know the device's interface only"},
+	{"devices/vsock", []string{devices, virtq, mem}, []string{mock, "devices/vsock/vsocktest", sys}, "a device never sees its transport, KVM or the sockets behind it"},
+	{"devices/vsock/muxer", []string{"devices/vsock", sys}, []string{"devices/vsock/vsocktest"}, "what is behind a socket device knows the device's interface only"},
+	{"devices/vsock/vsocktest", []string{devices, virtq, mock, mem}, nil, "the guest's side of a socket device knows nothing of the device"},
 	{"devices/...", []string{devices, virtq, mem, sys}, []string{mock, sys}, "a device never sees its transport, KVM, the machine or another device"},
 	{"pvh", []string{mem}, []string{sys}, "the loader is bytes in, bytes out: it makes no ioctl and knows no machine"},
 
@@ -75,10 +78,11 @@ var rules = []rule{
 	{"builder/image/ffs", []string{"builder/tree"}, nil, "a file system is made of a tree and goes to an io.WriterAt"},
 	{"builder/image/gpt", nil, nil, "a partition table is bytes and their meaning"},
 	{"builder/image", []string{"builder/tree", "builder/image/..."}, nil, "an image is a tree in a file, and knows neither who builds nor who boots it"},
+	{"builder/runvm/steplog", nil, nil, "what host and guest of a build step have between them is bytes and their meaning"},
 	{"builder/fetch", nil, nil, "a download is a file that is complete and has its digest, whatever is in it"},
 	{"builder/sets", []string{"builder/tree", "builder/blob", "builder/archive", "builder/fetch", sys}, nil, "sets are archives that were fetched, and nothing of what is built of them"},
 
-	{"cmd/smolinit", []string{sys}, nil, "the guest's init is built for NetBSD, from little: nothing of the monitor is in it"},
+	{"cmd/smolinit", []string{"builder/runvm/steplog", sys}, nil, "the guest's init is built for NetBSD, from little: nothing of the monitor is in it"},
 	{"cmd/smolvmm/internal/network", []string{"vmm", "netstack", "netstack/..."}, []string{"vmm/demo", "golang.org/x/net/dns/dnsmessage"}, "the one place where the machine meets its network"},
 	{"cmd/smolvmm/internal/kernels", []string{"builder/fetch", sys}, nil, "kernels are files that were fetched"},
 	{"cmd/smolvmm/internal/api", []string{"vmm", "vmm/client", sys}, nil, "the server knows a machine by an interface; its words are the client's"},

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/smolvmm/smolvmm/builder/runvm/steplog"
 )
 
 // Config is what /etc/smolinit.json and the item opt/smolvmm/init.json hold; a
@@ -31,6 +33,7 @@ type Config struct {
 	RootRO   bool              `json:"root_readonly"` // leave the root file system as the kernel mounted it
 	Quiet    bool              `json:"quiet"`         // say nothing but what is wrong
 	Net      *[]Net            `json:"net"`           // nil: DHCP and SLAAC on every VirtIO interface
+	Build    *steplog.Step     `json:"build"`         // the command is a step in the making of an image
 }
 
 // Mount is a file system to mount before the command runs.
@@ -98,6 +101,7 @@ func (c *Config) merge(doc []byte, name string) error {
 		"groups": func() { c.Groups = nil },
 		"mounts": func() { c.Mounts = nil },
 		"net":    func() { c.Net = nil },
+		"build":  func() { c.Build = nil },
 	} {
 		if _, ok := given[key]; ok {
 			list()
@@ -175,6 +179,11 @@ func (c *Config) check() error {
 	}
 	if !slices.Contains([]string{"", "exit", "reboot", "halt"}, c.Poweroff) {
 		return fmt.Errorf("poweroff %q: want exit, reboot or halt", c.Poweroff)
+	}
+	if c.Build != nil {
+		if err := checkStep(c.Build); err != nil {
+			return fmt.Errorf("build: %w", err)
+		}
 	}
 	if c.Grace != nil && (*c.Grace < 0 || *c.Grace > maxGrace) {
 		return fmt.Errorf("grace %d: want 0 to %d seconds", *c.Grace, maxGrace)

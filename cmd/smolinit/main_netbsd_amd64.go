@@ -77,7 +77,11 @@ func (s *system) run() (status int) {
 	}()
 	it, bad := s.configure()
 	s.root()
-	if err := s.devices(); err != nil {
+	devices := s.devices
+	if s.cfg.Build != nil && s.rootType == "ffs" {
+		devices = addNodes
+	}
+	if err := devices(); err != nil {
 		s.notef("device nodes: %v", err)
 	}
 	s.console()
@@ -85,7 +89,20 @@ func (s *system) run() (status int) {
 		s.notef("configuration: %v", bad)
 		return statusInit
 	}
+	if s.cfg.Build != nil {
+		return s.step(it)
+	}
 	s.mounts(len(it.files)+len(it.secrets) > 0)
+	s.identity()
+	if err := s.stage(it); err != nil {
+		s.notef("%v", err)
+		return statusInit
+	}
+	return s.command()
+}
+
+// identity gives the machine its name and its networks.
+func (s *system) identity() {
 	if s.cfg.Hostname != "" {
 		if err := setHostname(s.cfg.Hostname); err != nil {
 			s.notef("%v", err)
@@ -96,12 +113,12 @@ func (s *system) run() (status int) {
 		s.notef("lo0: %v", err)
 	}
 	s.network()
+}
+
+// stage writes the host's files and secrets.
+func (s *system) stage(it *items) error {
 	st := &stager{uid: s.cfg.UID, gid: s.cfg.GID, memory: inMemory, chown: (*os.File).Chown}
-	if err := st.stage(&s.cfg, it); err != nil {
-		s.notef("%v", err)
-		return statusInit
-	}
-	return s.command()
+	return st.stage(&s.cfg, it)
 }
 
 // configure reads the image's file and the host's items.
@@ -186,7 +203,18 @@ func (s *system) devices() error {
 	if err := os.Mkdir("/dev/pts", 0o755); err != nil {
 		return err
 	}
-	return makeNodes()
+	return makeNodes(func(node) bool { return true })
+}
+
+// addNodes makes the nodes that /dev lacks in the image itself.
+func addNodes() error {
+	if err := os.Mkdir("/dev", 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return makeNodes(func(n node) bool {
+		_, err := os.Lstat("/dev/" + n.name)
+		return err != nil
+	})
 }
 
 // there tells whether a node exists and is what it should be.
@@ -195,11 +223,14 @@ func there(n node) bool {
 	return unix.Lstat("/dev/"+n.name, &st) == nil && st.Mode&unix.S_IFMT == n.kind() && st.Rdev == n.dev()
 }
 
-// makeNodes makes every node.
-func makeNodes() error {
+// makeNodes makes the nodes that are wanted.
+func makeNodes(wanted func(node) bool) error {
 	old := unix.Umask(0)
 	defer unix.Umask(old)
 	for _, n := range nodes {
+		if !wanted(n) {
+			continue
+		}
 		if err := unix.Mknod("/dev/"+n.name, n.kind()|uint32(n.perm), int(n.dev())); err != nil {
 			return &fs.PathError{Op: "mknod", Path: "/dev/" + n.name, Err: err}
 		}
@@ -237,6 +268,12 @@ func (s *system) mounts(needRun bool) {
 			s.notef("files and secrets need a directory %s in the image: %v", runDir, err)
 		}
 	}
+	s.mountAll(own)
+}
+
+// mountAll makes mounts of smolinit's own, each where its directory is, and then
+// those asked for.
+func (s *system) mountAll(own []Mount) {
 	for _, m := range own {
 		asked := slices.ContainsFunc(s.cfg.Mounts, func(o Mount) bool { return filepath.Clean(o.Target) == m.Target })
 		if st, err := os.Stat(m.Target); asked || err != nil || !st.IsDir() {
@@ -279,18 +316,27 @@ func (s *system) command() int {
 		s.notef("no command is given: starting /bin/sh")
 		argv = []string{"/bin/sh"}
 	}
+	status, err := s.supervise(argv, []uintptr{0, 1, 2})
+	if err != nil {
+		s.notef("%v", err)
+	}
+	return status
+}
+
+// supervise runs a command to its end, with std as its descriptors 0 to 2, and
+// ends every other process after it. The error says why it did not start.
+func (s *system) supervise(argv []string, std []uintptr) (status int, err error) {
 	env := s.cfg.environ()
 	file, err := lookPath(argv[0], env)
 	if err != nil {
-		s.notef("%v", err)
-		return startStatus(err)
+		return startStatus(err), err
 	}
 	cwd := s.cfg.Cwd
 	if cwd == "" {
 		cwd = "/"
 	}
-	attr := &syscall.ProcAttr{Dir: cwd, Env: env, Files: []uintptr{0, 1, 2}, Sys: &syscall.SysProcAttr{Setsid: true}}
-	if _, err := unix.IoctlGetTermios(0, unix.TIOCGETA); err == nil {
+	attr := &syscall.ProcAttr{Dir: cwd, Env: env, Files: std, Sys: &syscall.SysProcAttr{Setsid: true}}
+	if _, err := unix.IoctlGetTermios(int(std[0]), unix.TIOCGETA); err == nil {
 		attr.Sys.Setctty = true // the interrupt character reaches the command
 	}
 	if s.cfg.UID != 0 || s.cfg.GID != 0 || len(s.cfg.Groups) > 0 {
@@ -304,16 +350,15 @@ func (s *system) command() int {
 	}
 	pid, _, err := syscall.StartProcess(file, argv, attr)
 	if err != nil {
-		s.notef("%s: %v", file, err)
-		return startStatus(err)
+		return startStatus(err), fmt.Errorf("%s: %w", file, err)
 	}
 	sv := &supervisor{
 		kill: syscall.Kill, ended: reap(), stop: stop, warnf: s.notef,
 		grace: time.Duration(s.cfg.grace()) * time.Second, settle: 2 * time.Second,
 	}
-	status := sv.watch(pid)
+	status = sv.watch(pid)
 	sv.sweep()
-	return status
+	return status, nil
 }
 
 // banner tells what there is, where nothing can be run.
@@ -343,16 +388,8 @@ func (s *system) banner() {
 
 // end closes the file systems and the machine. It does not return.
 func (s *system) end(status int) {
-	unix.Sync()
-	for _, dir := range slices.Backward(s.mounted) {
-		if err := unix.Unmount(dir, 0); err != nil {
-			if err := unix.Unmount(dir, mntForce); err != nil {
-				s.notef("unmount %s: %v", dir, err)
-			}
-		}
-	}
-	if s.rootRW {
-		s.closeRoot()
+	if s.cfg.Build == nil {
+		s.closeFiles()
 	}
 	how := rbAutoboot
 	switch s.cfg.Poweroff {
@@ -371,6 +408,21 @@ func (s *system) end(status int) {
 	}
 	s.notef("reboot: %v", reboot(how))
 	os.Exit(status) // the kernel panics with the status
+}
+
+// closeFiles closes the file systems.
+func (s *system) closeFiles() {
+	unix.Sync()
+	for _, dir := range slices.Backward(s.mounted) {
+		if err := unix.Unmount(dir, 0); err != nil {
+			if err := unix.Unmount(dir, mntForce); err != nil {
+				s.notef("unmount %s: %v", dir, err)
+			}
+		}
+	}
+	if s.rootRW {
+		s.closeRoot()
+	}
 }
 
 // closeRoot has everything written out. Going back to read-only does that and
