@@ -53,6 +53,21 @@ type (
 	NetStats  = net.Stats
 )
 
+// Vsock is a virtio-vsock device: streams between ports of the guest and of the
+// host. It has no part in a machine's state but its CID: after a restore the guest
+// hears that its connections are gone.
+type Vsock struct {
+	// CID is the guest's address, from 3 to 2^32-2. Only the guest sees it.
+	CID uint64
+	// Path is the Unix socket where the host reaches the guest, and with "_P"
+	// behind where the guest's connections to port P lead (Firecracker's
+	// convention). Empty: DialVsock and ListenVsock alone serve it.
+	Path string
+	// Listener is the socket at Path, if it listens already: it is taken over,
+	// its file left alone. nil makes it, and Close removes it.
+	Listener *os.File
+}
+
 // Item is a file that the guest reads from the fw_cfg device.
 type Item = fwcfg.Item
 
@@ -87,6 +102,8 @@ type Config struct {
 	Disks []Disk
 	// Nets are the virtio-net devices, behind the disks: vioif0, vioif1 and so on.
 	Nets []Net
+	// Vsock is the virtio-vsock device, behind both; nil is none.
+	Vsock *Vsock
 	// ConsoleIn feeds COM1's receiver. It is read only as fast as the guest
 	// reads, and belongs to the caller: close it after Run to end a blocked Read.
 	ConsoleIn io.Reader
@@ -177,10 +194,21 @@ func (c Config) withDefaults() (Config, cpu.Template, error) {
 		err = fmt.Errorf("%d bytes of memory: must be a multiple of %d", c.Memory, MemoryUnit)
 	case len(c.Disks)+len(c.Nets) > maxVirtio:
 		err = fmt.Errorf("%d disks and %d interfaces: at most %d of both", len(c.Disks), len(c.Nets), maxVirtio)
+	case c.transports() > maxVirtio:
+		err = fmt.Errorf("%d disks, %d interfaces and a vsock: at most %d of all", len(c.Disks), len(c.Nets), maxVirtio)
 	default:
 		err = c.checkNets()
 	}
 	return c, t, err
+}
+
+// transports is the number of virtio devices.
+func (c Config) transports() int {
+	n := len(c.Disks) + len(c.Nets)
+	if c.Vsock != nil {
+		n++
+	}
+	return n
 }
 
 // checkNets refuses interfaces that cannot be, or that a guest could not tell apart.

@@ -30,7 +30,7 @@ func (m *Machine) makeRAM(from *State) (err error) {
 
 // loadKernel puts the kernel and what it is told into memory.
 func (m *Machine) loadKernel() (regs pvh.Regs, err error) {
-	transports := len(m.cfg.Disks) + len(m.cfg.Nets)
+	transports := m.cfg.transports()
 	p := pvh.Params{CPUs: m.cfg.CPUs, LevelPins: levelPins(transports), FreshMemory: true}
 	if p.Cmdline, err = pvh.Cmdline(m.cfg.Cmdline, virtioArgs(transports)); err != nil {
 		return regs, &ConfigError{err}

@@ -21,9 +21,12 @@ import (
 	"time"
 
 	"github.com/smolvmm/smolvmm/devices"
+	"github.com/smolvmm/smolvmm/devices/blk"
 	"github.com/smolvmm/smolvmm/devices/blk/disk"
 	"github.com/smolvmm/smolvmm/devices/net"
 	"github.com/smolvmm/smolvmm/devices/uart"
+	"github.com/smolvmm/smolvmm/devices/vsock"
+	"github.com/smolvmm/smolvmm/devices/vsock/muxer"
 	"github.com/smolvmm/smolvmm/pvh"
 	"github.com/smolvmm/smolvmm/vmm/guestmem"
 	"github.com/smolvmm/smolvmm/vmm/internal/bus"
@@ -45,7 +48,10 @@ type Machine struct {
 	com1        *uart.UART
 	pins        []*levelPin // of the virtio transports, by slot
 	disks       []disk.Files
+	blks        []*blk.Device
 	nets        []*net.Device
+	vsock       *vsock.Device // nil: none
+	vsockHost   *muxer.Muxer
 	// blockDevices: some disk is a block device, whose ioctls a jail must allow.
 	blockDevices bool
 	stateful     []namedDevice  // everything with state, in the order it is stopped
@@ -59,6 +65,7 @@ type Machine struct {
 	runs    sync.WaitGroup // Run under way
 	release func() error   // once
 
+	started chan struct{} // closed by Run, when nothing can keep the guest from running
 	ended   chan struct{} // closed when exit is set
 	endOnce sync.Once
 	exit    Exit
@@ -90,7 +97,7 @@ func create(cfg Config, from *State) (m *Machine, err error) {
 	if err != nil {
 		return nil, &ConfigError{err}
 	}
-	m = &Machine{cfg: cfg, log: cfg.Log, ended: make(chan struct{})}
+	m = &Machine{cfg: cfg, log: cfg.Log, started: make(chan struct{}), ended: make(chan struct{})}
 	m.release = sync.OnceValue(m.giveBack)
 	m.timeline.add("begin", time.Now())
 	defer func() {
@@ -203,6 +210,7 @@ func (m *Machine) Run(ctx context.Context) (Exit, error) {
 	defer m.runs.Done()
 	var done sync.WaitGroup
 	m.timeline.add("run", time.Now())
+	close(m.started)
 	for _, v := range m.vcpus {
 		done.Add(1)
 		go func() {
@@ -243,7 +251,7 @@ func (m *Machine) confine() error {
 	}
 	return jail.Apply(jail.Config{Mode: c.Mode, Groups: jail.Strict(jail.Machine{
 		Console: c.Console, Disks: len(m.cfg.Disks) > 0, BlockDevices: m.blockDevices,
-		Network: len(m.cfg.Nets) > 0, Log: c.Log,
+		Network: len(m.cfg.Nets) > 0, Vsock: m.cfg.Vsock != nil && m.cfg.Vsock.Path != "", Log: c.Log,
 	})})
 }
 

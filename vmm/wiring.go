@@ -59,6 +59,9 @@ func (m *Machine) addDevices() error {
 			return err
 		}
 	}
+	if m.cfg.Vsock != nil {
+		return m.addVsock(*m.cfg.Vsock)
+	}
 	return nil
 }
 
@@ -96,6 +99,7 @@ func (m *Machine) addDisk(i int, o Disk) error {
 		m.blockDevices = true
 	}
 	d := blk.New(blk.Config{Backend: b, Log: m.log})
+	m.blks = append(m.blks, d)
 	return m.addVirtio(fmt.Sprintf("disk%d", i), d, d.Close)
 }
 

@@ -51,6 +51,19 @@ func (q *Queue) PopInto(c *Chain) (bool, error) {
 	return true, nil
 }
 
+// Unpop puts the n chains that were popped last, and not pushed, back at the head
+// of the available ring, for a device that took more than it could fill. They are
+// judged anew by the next Pop. More than there are in flight is a bug and panics.
+func (q *Queue) Unpop(n int) {
+	if q.mem == nil {
+		return
+	}
+	if n < 0 || n > q.InFlight() {
+		panic("virtq: Unpop of chains that are not in flight")
+	}
+	q.nextAvail -= uint16(n)
+}
+
 func (q *Queue) fail(f *Fault) error {
 	q.fault = f
 	return f

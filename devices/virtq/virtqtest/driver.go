@@ -186,6 +186,9 @@ func (d *Driver) Wait(i, n int) []Used {
 	}
 }
 
+// Interrupted gives a value after interrupts, for drivers that collect by themselves.
+func (d *Driver) Interrupted() <-chan struct{} { return d.used }
+
 // Do sends one request through queue i and waits for it; what it returns is the
 // writable part as far as the device says it wrote.
 func (d *Driver) Do(i int, readable [][]byte, writable ...uint32) []byte {

@@ -248,7 +248,7 @@ func TestHotPathIsShort(t *testing.T) {
 
 func TestForbiddenAreNotInTheTable(t *testing.T) {
 	rules := runtimeRules(1)
-	for _, g := range []Group{Listener, Disk, Network} {
+	for _, g := range []Group{Listener, Disk, Network, Vsock} {
 		r, _ := groupRules(g, 1)
 		rules = append(rules, r...)
 	}

@@ -210,6 +210,7 @@ func TestStrict(t *testing.T) {
 		{Machine{Console: ConsoleSocket, API: true}, []Group{Runtime, KVM, Listener}},
 		{Machine{API: true, BlockDevices: true}, []Group{Runtime, KVM, Listener, Disk, BlockDev}},
 		{Machine{Network: true}, []Group{Runtime, KVM, Network}},
+		{Machine{Vsock: true, Network: true}, []Group{Runtime, KVM, Network, Vsock}},
 	} {
 		if got := Strict(c.m); !slices.Equal(got, c.want) {
 			t.Errorf("%+v: %v, want %v", c.m, got, c.want)

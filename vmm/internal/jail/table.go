@@ -23,6 +23,7 @@ const (
 	Disk     Group = "disk"     // images: files
 	BlockDev Group = "blockdev" // images: block devices, on top of Disk
 	Network  Group = "network"  // sockets of the user-mode network stack
+	Vsock    Group = "vsock"    // Unix sockets behind virtio-vsock
 )
 
 // Console says where the guest's serial line ends.
@@ -44,6 +45,7 @@ type Machine struct {
 	Network      bool // the user-mode network
 	API          bool // a control socket
 	Log          bool // a log of bounded size
+	Vsock        bool // virtio-vsock over Unix sockets
 }
 
 // Strict is the shortest list of groups that a machine runs with.
@@ -69,6 +71,9 @@ func Strict(m Machine) []Group {
 	}
 	if m.Network {
 		g = append(g, Network)
+	}
+	if m.Vsock {
+		g = append(g, Vsock)
 	}
 	return g
 }
@@ -152,6 +157,8 @@ func groupRules(g Group, pid int) ([]rule, bool) {
 		}, true
 	case Network:
 		return networkRules(), true
+	case Vsock:
+		return vsockRules(), true
 	}
 	return nil, false
 }
@@ -274,13 +281,15 @@ func compose(c Config, pid int) ([]rule, error) {
 		}
 		rules = append(rules, rule{nr: nr, why: "asked for"})
 	}
-	// Groups agree on the calls that they share; what is asked for comes last
-	// and stands.
+	// Groups agree on the calls that they share, or each adds its cases; what is
+	// asked for comes last and stands.
 	slices.SortStableFunc(rules, func(a, b rule) int { return cmp.Compare(a.nr, b.nr) })
 	last := rules[:0]
 	for i, r := range rules {
 		if i+1 == len(rules) || rules[i+1].nr != r.nr {
 			last = append(last, r)
+		} else if next := &rules[i+1]; r.when != nil && next.when != nil && r.act == next.act {
+			next.when = slices.Concat(r.when, next.when)
 		}
 	}
 	return last, nil
