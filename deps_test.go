@@ -72,6 +72,7 @@ var rules = []rule{
 
 	{"builder/dialect", []string{"github.com/moby/buildkit/frontend/dockerfile/parser", "github.com/moby/buildkit/frontend/dockerfile/shell", "github.com/moby/patternmatcher", "github.com/moby/patternmatcher/ignorefile"}, nil, "a Dockerfile is text and what it means, without an image or a file of the host"},
 	{"builder/spec", nil, nil, "what an image is is a document: who makes, keeps and runs images stands on it"},
+	{"builder/sign", []string{"golang.org/x/crypto/blake2b", "golang.org/x/crypto/scrypt"}, nil, "a signature is over bytes, whatever they say"},
 	{"builder/tree", nil, nil, "a tree is values: what they are written to and read from stands on it"},
 	{"builder/blob", []string{"builder/tree", sys}, nil, "a store of contents knows a tree's contents and files of the host"},
 	{"builder/archive", []string{"builder/tree", "builder/blob", "github.com/klauspost/compress/...", "github.com/mikelolasagasti/xz", sys}, nil, "an archive is bytes to a tree and back"},
