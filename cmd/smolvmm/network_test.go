@@ -49,6 +49,24 @@ func TestNetwork(t *testing.T) {
 	}
 }
 
+// TestHostileNetwork: a guest that breaks every rule of virtio-net, before a real
+// network, is told so each time; the monitor stays in its jail and small.
+func TestHostileNetwork(t *testing.T) {
+	t.Parallel()
+	needKVM(t)
+	disk := filepath.Join(t.TempDir(), "disk") // of which the other devices' cases make use
+	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := finish(t, smolvmm(t, "demo", "-confine", "trap", "-c", "2", "-disk", disk, "-net", "user,mtu=1500", "hostile=all"))
+	if r.status != 0 || !strings.Contains(r.out, " fail=0 skip=0") {
+		t.Fatalf("%+v", r)
+	}
+	if n := strings.Count(r.out, "demo: ok hostile name=net-"); n < 60 {
+		t.Errorf("%d of the network's cases were run", n)
+	}
+}
+
 // auditLog reads the lines of an audit log.
 func auditLog(t *testing.T, path string) (events []map[string]any) {
 	t.Helper()
