@@ -8,11 +8,10 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"slices"
 	"strings"
 	"testing"
-	"time"
 
+	"github.com/smolvmm/smolvmm/builder/image/ffs/ffstest"
 	"github.com/smolvmm/smolvmm/builder/tree"
 )
 
@@ -76,21 +75,21 @@ func write(t *testing.T, tr *tree.Tree, o Options) (*memory, Info) {
 	if err := l.Write(t.Context(), m); err != nil {
 		t.Fatal(err)
 	}
-	d, err := openDisk(m)
+	d, err := ffstest.Open(m, true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := d.verify(); err != nil {
+	if err := d.Verify(); err != nil {
 		t.Fatalf("%+v: %v", info, err)
 	}
-	if err := compare(d, tr); err != nil {
+	if err := d.Compare(tr); err != nil {
 		t.Fatalf("%+v: %v", info, err)
 	}
-	if free := (d.sb.Total[1]*int64(d.sb.Frag) + d.sb.Total[3]) * int64(d.sb.Fsize); free < info.Free || free-info.Free >= int64(info.Block) {
+	if free := (d.Super.Total[1]*int64(d.Super.Frag) + d.Super.Total[3]) * int64(d.Super.Fsize); free < info.Free || free-info.Free >= int64(info.Block) {
 		t.Fatalf("%d bytes are free, and it says %d", free, info.Free)
 	}
-	if d.sb.Total[2] != info.FreeInodes || int64(d.sb.Ncg) != info.Groups || d.sb.Size*int64(d.sb.Fsize) != info.Size {
-		t.Fatalf("%+v is not %+v", info, d.sb)
+	if d.Super.Total[2] != info.FreeInodes || int64(d.Super.Ncg) != info.Groups || d.Super.Size*int64(d.Super.Fsize) != info.Size {
+		t.Fatalf("%+v is not %+v", info, d.Super)
 	}
 	return m, info
 }
@@ -116,146 +115,6 @@ func (s sparse) ReadAt(b []byte, off int64) (int, error) {
 		}
 	}
 	return len(b), nil
-}
-
-// compare holds every name of a tree, and what it names, to the disk, and the
-// disk's names to the tree's.
-func compare(d *disk, t *tree.Tree) error {
-	inodes := map[string]uint32{".": 2}
-	numbers := map[*tree.Node]uint32{}
-	return t.Walk(func(path string, n *tree.Node) error {
-		if err := compareNode(d, path, n, inodes, numbers); err != nil {
-			return fmt.Errorf("%.80q: %w", path, err)
-		}
-		return nil
-	})
-}
-
-func compareNode(d *disk, path string, n *tree.Node, inodes map[string]uint32, numbers map[*tree.Node]uint32) error {
-	ino, ok := inodes[path]
-	if !ok {
-		return errors.New("it is not there")
-	}
-	if known, ok := numbers[n]; ok && known != ino {
-		return fmt.Errorf("two inodes, %d and %d, for links", known, ino)
-	}
-	numbers[n] = ino
-	i, err := d.inode(ino)
-	if err != nil {
-		return err
-	}
-	kind := map[tree.Kind]uint16{tree.Dir: 0o040000, tree.File: 0o100000, tree.Symlink: 0o120000, tree.CharDevice: 0o020000, tree.BlockDevice: 0o060000, tree.FIFO: 0o010000, tree.Socket: 0o140000}[n.Kind]
-	if i.Mode != kind|n.Perm || i.UID != n.UID || i.GID != n.GID || i.Flags != n.Flags || i.Gen <= 0 {
-		return fmt.Errorf("%+v is not %+v", i, n)
-	}
-	at := time.Unix(0, n.Mtime)
-	for _, got := range []time.Time{time.Unix(i.Atime, int64(i.Atimensec)), time.Unix(i.Mtime, int64(i.Mtimensec)), time.Unix(i.Ctime, int64(i.Ctimensec)), time.Unix(i.Birthtime, int64(i.Birthnsec))} {
-		if !got.Equal(at) {
-			return fmt.Errorf("time %v, want %v", got, at)
-		}
-	}
-	if i.Mtimensec < 0 || i.Mtimensec > 999999999 {
-		return fmt.Errorf("%d nanoseconds", i.Mtimensec)
-	}
-	switch n.Kind {
-	case tree.Dir:
-		list, err := d.entries(i)
-		if err != nil {
-			return err
-		}
-		var names []string
-		for _, e := range list[2:] {
-			names = append(names, e.name)
-			if path == "." {
-				inodes[e.name] = e.ino
-			} else {
-				inodes[path+"/"+e.name] = e.ino
-			}
-		}
-		if !slices.Equal(names, n.Names()) {
-			return fmt.Errorf("names %.200q, want %.200q", names, n.Names())
-		}
-	case tree.Symlink:
-		var b []byte
-		if len(n.Target) < 120 {
-			var raw bytes.Buffer
-			for _, a := range append(i.DB[:], i.IB[:]...) {
-				raw.Write(le.AppendUint64(nil, uint64(a)))
-			}
-			b = raw.Bytes()
-			if len(bytes.Trim(b[i.Size:], "\x00")) != 0 {
-				return errors.New("not zero behind the target")
-			}
-			b = b[:i.Size]
-		} else if b, err = d.content(i); err != nil {
-			return err
-		}
-		if string(b) != n.Target {
-			return fmt.Errorf("target %.80q, want %.80q", b, n.Target)
-		}
-	case tree.CharDevice, tree.BlockDevice:
-		// sys/types.h: minor is bits 0-7 and 20-31, major bits 8-19.
-		major, minor := uint32(i.DB[0])>>8&0xfff, uint32(i.DB[0])&0xff|uint32(i.DB[0])>>12&0xfff00
-		if major != n.Major || minor != n.Minor || i.Size != 0 {
-			return fmt.Errorf("device %d,%d, want %d,%d", major, minor, n.Major, n.Minor)
-		}
-	case tree.File:
-		return compareFile(d, i, n)
-	}
-	return nil
-}
-
-// compareFile compares what is in blocks, and knows of the rest that it is zero.
-func compareFile(d *disk, i *diskInode, n *tree.Node) error {
-	if int64(i.Size) != n.Size() {
-		return fmt.Errorf("%d bytes, want %d", i.Size, n.Size())
-	}
-	if n.Size() == 0 {
-		return nil
-	}
-	extents, err := tree.Extents(n.Content)
-	if err != nil {
-		return err
-	}
-	want := map[int64]bool{}
-	bs := int64(d.sb.Bsize)
-	for _, e := range extents {
-		for b := e.Off / bs; b*bs < e.Off+e.Len; b++ {
-			want[b] = true
-		}
-	}
-	r, err := n.Content.Open()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	got := 0
-	err = d.walk(i, func(lbn, addr int64, size int) error {
-		if lbn < 0 {
-			return nil
-		}
-		got++
-		if !want[lbn] {
-			return fmt.Errorf("block %d should be a hole", lbn)
-		}
-		b, err := d.bytes(addr, size)
-		if err != nil {
-			return err
-		}
-		w := make([]byte, size)
-		n := min(int64(size), n.Size()-lbn*bs)
-		if _, err := r.ReadAt(w[:n], lbn*bs); err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if !bytes.Equal(b, w) {
-			return fmt.Errorf("block %d at %d differs", lbn, addr)
-		}
-		return nil
-	})
-	if err == nil && got != len(want) {
-		err = fmt.Errorf("%d blocks, want %d", got, len(want))
-	}
-	return err
 }
 
 func noise(r *rand.Rand, n int) []byte {
@@ -551,8 +410,8 @@ func TestWriteFails(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.says) || closed != c.closes {
 			t.Errorf("%v, closed %d times; want it to say %q, %d", err, closed, c.says, c.closes)
 		}
-		if d, err := openDisk(m); err == nil {
-			t.Errorf("what was left behind has a superblock: %+v", d.sb)
+		if d, err := ffstest.Open(m, true); err == nil {
+			t.Errorf("what was left behind has a superblock: %+v", d.Super)
 		}
 	}
 	if _, err := Write(t.Context(), fullDisk{}, tree.New(), Options{}); err == nil || !strings.Contains(err.Error(), "no space left") {

@@ -1,4 +1,9 @@
-package ffs
+// Package ffstest reads UFS2 file systems for tests and checks all their tables.
+// It is written from the structures of NetBSD's fs.h, dinode.h and dir.h and from
+// what fsck_ffs(8) says it checks, and shares nothing with package ffs. It is for
+// disks that a test's own guest has had: a hostile one could make it take any
+// amount of memory.
+package ffstest
 
 import (
 	"bytes"
@@ -10,118 +15,40 @@ import (
 	"reflect"
 )
 
-// A reader of UFS2 and a check of all its tables, written from the structures of
-// NetBSD's fs.h, dinode.h and dir.h and from what fsck_ffs(8) says it checks. It
-// shares nothing with what writes.
-
-type diskSuper struct {
-	First, Unused                     int32
-	Sblkno, Cblkno, Iblkno, Dblkno    int32
-	OldCgoffset, OldCgmask            int32
-	OldTime, OldSize, OldDsize        int32
-	Ncg, Bsize, Fsize, Frag           int32
-	Minfree, OldRotdelay, OldRps      int32
-	Bmask, Fmask, Bshift, Fshift      int32
-	Maxcontig, Maxbpg                 int32
-	Fragshift, Fsbtodb, Sbsize        int32
-	Spare1                            [2]int32
-	Nindir, Inopb                     uint32
-	OldNspf, Optim                    int32
-	OldNpsect, OldInterleave, OldSkew int32
-	ID                                [2]int32
-	OldCsaddr, Cssize, Cgsize, Spare2 int32
-	OldNsect, OldSpc, OldNcyl, OldCpg int32
-	Ipg, Fpg                          int32
-	OldTotal                          [4]int32
-	Fmod, Clean, Ronly, OldFlags      uint8
-	Fsmnt                             [468]byte
-	Volname                           [32]byte
-	Swuid                             uint64
-	Pad, Cgrotor                      int32
-	Pointers                          [16]uint64
-	OldCpc, Maxbsize                  int32
-	Journal                           [10]uint32
-	Quota                             [6]uint32
-	Sparecon64                        [9]int64
-	Sblockloc                         int64
-	Total                             [4]int64
-	TotalSpare                        [4]int64
-	Time, Size, Dsize, Csaddr         int64
-	Pendingblocks                     int64
-	Pendinginodes                     int32
-	Snapinum                          [20]int32
-	Avgfilesize, Avgfpdir, SaveCgsize int32
-	Sparecon32                        [26]int32
-	Flags                             uint32
-	Contigsumsize, Maxsymlinklen      int32
-	OldInodefmt                       int32
-	Maxfilesize                       uint64
-	Qbmask, Qfmask                    int64
-	State, OldPostblformat, OldNrpos  int32
-	Spare5                            [2]int32
-	Magic                             uint32
+// Disk is a file system that is being read.
+type Disk struct {
+	Super Super
+	r     io.ReaderAt
+	fresh bool // nobody has had it since it was made
 }
 
-type diskGroup struct {
-	First, Magic, OldTime, Cgx      int32
-	OldNcyl, OldNiblk               int16
-	Ndblk                           int32
-	Sum                             [4]int32 // directories, free blocks, free inodes, free fragments
-	Rotor, Frotor, Irotor           int32
-	Frsum                           [8]int32
-	OldBtotoff, OldBoff             int32
-	Iusedoff, Freeoff, Nextfreeoff  int32
-	Clustersumoff, Clusteroff       int32
-	Nclusterblks, Niblk, Initediblk int32
-	Sparecon32                      [3]int32
-	Time                            int64
-	Sparecon64                      [3]int64
-}
-
-type diskInode struct {
-	Mode                           uint16
-	Nlink                          int16
-	UID, GID, Blksize              uint32
-	Size, Blocks                   uint64
-	Atime, Mtime, Ctime, Birthtime int64
-	Mtimensec, Atimensec           int32
-	Ctimensec, Birthnsec           int32
-	Gen                            int32
-	Kernflags, Flags               uint32
-	Extsize                        int32
-	Extb                           [2]int64
-	DB                             [12]int64
-	IB                             [3]int64
-	Modrev                         uint64
-	Spare                          [2]int64
-}
-
-type disk struct {
-	r  io.ReaderAt
-	sb diskSuper
-}
-
-func (d *disk) bytes(addr int64, n int) ([]byte, error) {
+func (d *Disk) bytes(addr int64, n int) ([]byte, error) {
 	b := make([]byte, n)
-	_, err := d.r.ReadAt(b, addr*int64(d.sb.Fsize))
+	_, err := d.r.ReadAt(b, addr*int64(d.Super.Fsize))
 	return b, err
 }
 
 func decode(b []byte, v any) error { return binary.Read(bytes.NewReader(b), binary.LittleEndian, v) }
 
-// openDisk reads the superblock and holds it to what the kernel's
-// ffs_superblock_validate and fsck's setup demand.
-func openDisk(r io.ReaderAt) (*disk, error) {
-	d := &disk{r: r}
+// Open reads the superblock and holds it to what the kernel's
+// ffs_superblock_validate and fsck's setup demand. A fresh file system is one that
+// no kernel has had: then more is known of it.
+func Open(r io.ReaderAt, fresh bool) (*Disk, error) {
+	d := &Disk{r: r, fresh: fresh}
 	b := make([]byte, 8192)
-	if _, err := r.ReadAt(b, 65536); err != nil {
-		return nil, err
+	s := &d.Super
+	for _, at := range []int64{65536, 8192} { // some makefs have it in UFS1's place
+		if _, err := r.ReadAt(b, at); err != nil {
+			return nil, err
+		}
+		if err := decode(b, s); err != nil {
+			return nil, err
+		}
+		if s.Magic == 0x19540119 && s.Sblockloc == at {
+			break
+		}
 	}
-	if err := decode(b, &d.sb); err != nil {
-		return nil, err
-	}
-	s := &d.sb
-	if s.Magic != 0x19540119 || s.Sblockloc != 65536 {
+	if s.Magic != 0x19540119 || fresh && s.Sblockloc != 65536 {
 		return nil, fmt.Errorf("magic %#x at %d", s.Magic, s.Sblockloc)
 	}
 	maxfile, per := uint64(s.Bsize)*12-1, uint64(s.Bsize)
@@ -141,7 +68,7 @@ func openDisk(r io.ReaderAt) (*disk, error) {
 		"masks":         s.Bmask == ^(s.Bsize-1) && s.Fmask == ^(s.Fsize-1) && s.Qbmask == int64(s.Bsize-1) && s.Qfmask == int64(s.Fsize-1),
 		"frag":          s.Frag == s.Bsize/s.Fsize && s.Frag <= 8,
 		"cgsize":        s.Cgsize >= 176 && s.Cgsize <= s.Bsize,
-		"clean":         s.Clean == 1 && s.Fmod == 0 && s.Ronly == 0,
+		"clean":         s.Clean == 1 && (!fresh || s.Fmod == 0 && s.Ronly == 0),
 		"flags":         s.Flags == 0 && s.OldFlags == 0x80,
 		"optim":         s.Optim == 0 || s.Optim == 1,
 		"minfree":       s.Minfree >= 0 && s.Minfree <= 99 && (s.Minfree >= 5 || s.Optim == 1),
@@ -150,7 +77,7 @@ func openDisk(r io.ReaderAt) (*disk, error) {
 		"inodefmt":      s.OldInodefmt == 2,
 		"pending":       s.Pendingblocks == 0 && s.Pendinginodes == 0 && s.Snapinum == [20]int32{},
 		"cssize":        s.Cssize == (s.Ncg*16+s.Fsize-1)/s.Fsize*s.Fsize && s.Csaddr == int64(s.Dblkno),
-		"order":         s.Sblkno >= (65536+8192)/s.Fsize && s.Cblkno >= s.Sblkno+8192/s.Fsize && s.Iblkno == s.Cblkno+s.Frag && s.Dblkno == s.Iblkno+s.Ipg/int32(s.Inopb)*s.Frag,
+		"order":         s.Sblkno >= (int32(s.Sblockloc)+8192)/s.Fsize && s.Cblkno >= s.Sblkno+8192/s.Fsize && s.Iblkno == s.Cblkno+s.Frag && s.Dblkno == s.Iblkno+s.Ipg/int32(s.Inopb)*s.Frag,
 		"blocks":        s.Sblkno%s.Frag == 0 && s.Cblkno%s.Frag == 0 && s.Fpg%s.Frag == 0 && s.Fpg%8 == 0 && s.Ipg%int32(s.Inopb) == 0,
 		"groups":        s.Size > int64(s.Ncg-1)*int64(s.Fpg)+int64(s.Dblkno) && s.Size <= int64(s.Ncg)*int64(s.Fpg),
 		"dsize":         s.Dsize == s.Size-int64(s.Sblkno)-int64(s.Ncg)*int64(s.Dblkno-s.Sblkno)-int64(s.Cssize/s.Fsize),
@@ -161,6 +88,9 @@ func openDisk(r io.ReaderAt) (*disk, error) {
 		}
 	}
 	for g := range int64(s.Ncg) {
+		if !fresh {
+			break // the kernel does not keep the copies up to date
+		}
 		copied, err := d.bytes(g*int64(s.Fpg)+int64(s.Sblkno), 8192)
 		if err != nil || !bytes.Equal(copied, b) {
 			return nil, fmt.Errorf("the superblock's copy in group %d differs (%v)", g, err)
@@ -169,25 +99,26 @@ func openDisk(r io.ReaderAt) (*disk, error) {
 	return d, nil
 }
 
-func (d *disk) inode(ino uint32) (*diskInode, error) {
-	s := &d.sb
+// Inode reads an inode.
+func (d *Disk) Inode(ino uint32) (*Inode, error) {
+	s := &d.Super
 	group, n := int64(ino)/int64(s.Ipg), int64(ino)%int64(s.Ipg)
 	b := make([]byte, 256)
 	if _, err := d.r.ReadAt(b, (group*int64(s.Fpg)+int64(s.Iblkno))*int64(s.Fsize)+n*256); err != nil {
 		return nil, err
 	}
-	i := new(diskInode)
+	i := new(Inode)
 	return i, decode(b, i)
 }
 
 // walk calls fn for every block of an inode that is no hole, ascending, and for
 // its indirect blocks, with lbn -1.
-func (d *disk) walk(i *diskInode, fn func(lbn, addr int64, size int) error) error {
-	bs := int64(d.sb.Bsize)
+func (d *Disk) walk(i *Inode, fn func(lbn, addr int64, size int) error) error {
+	bs := int64(d.Super.Bsize)
 	for n, a := range i.DB {
 		size := bs
 		if int64(i.Size) < int64(n+1)*bs {
-			size = (max(int64(i.Size)-int64(n)*bs, 0) + int64(d.sb.Fsize) - 1) / int64(d.sb.Fsize) * int64(d.sb.Fsize)
+			size = (max(int64(i.Size)-int64(n)*bs, 0) + int64(d.Super.Fsize) - 1) / int64(d.Super.Fsize) * int64(d.Super.Fsize)
 		}
 		if a != 0 {
 			if err := fn(int64(n), a, int(size)); err != nil {
@@ -197,7 +128,7 @@ func (d *disk) walk(i *diskInode, fn func(lbn, addr int64, size int) error) erro
 	}
 	first, span := int64(12), int64(1)
 	for level, a := range i.IB {
-		span *= int64(d.sb.Nindir)
+		span *= int64(d.Super.Nindir)
 		if a != 0 {
 			if err := d.tree(a, level, first, span, fn); err != nil {
 				return err
@@ -208,22 +139,22 @@ func (d *disk) walk(i *diskInode, fn func(lbn, addr int64, size int) error) erro
 	return nil
 }
 
-func (d *disk) tree(addr int64, level int, first, span int64, fn func(lbn, addr int64, size int) error) error {
-	if err := fn(-1, addr, int(d.sb.Bsize)); err != nil {
+func (d *Disk) tree(addr int64, level int, first, span int64, fn func(lbn, addr int64, size int) error) error {
+	if err := fn(-1, addr, int(d.Super.Bsize)); err != nil {
 		return err
 	}
-	b, err := d.bytes(addr, int(d.sb.Bsize))
+	b, err := d.bytes(addr, int(d.Super.Bsize))
 	if err != nil {
 		return err
 	}
-	span /= int64(d.sb.Nindir)
-	for n := range int64(d.sb.Nindir) {
+	span /= int64(d.Super.Nindir)
+	for n := range int64(d.Super.Nindir) {
 		a := int64(binary.LittleEndian.Uint64(b[8*n:]))
 		if a == 0 {
 			continue
 		}
 		if level == 0 {
-			err = fn(first+n, a, int(d.sb.Bsize))
+			err = fn(first+n, a, int(d.Super.Bsize))
 		} else {
 			err = d.tree(a, level-1, first+n*span, span, fn)
 		}
@@ -235,7 +166,7 @@ func (d *disk) tree(addr int64, level int, first, span int64, fn func(lbn, addr 
 }
 
 // content gives what is in an inode's blocks: all of it, so not for large files.
-func (d *disk) content(i *diskInode) ([]byte, error) {
+func (d *Disk) content(i *Inode) ([]byte, error) {
 	out := make([]byte, i.Size)
 	err := d.walk(i, func(lbn, addr int64, size int) error {
 		if lbn < 0 {
@@ -245,12 +176,12 @@ func (d *disk) content(i *diskInode) ([]byte, error) {
 		if err != nil {
 			return err
 		}
-		at := lbn * int64(d.sb.Bsize)
+		at := lbn * int64(d.Super.Bsize)
 		if at >= int64(len(out)) {
 			return errors.New("a block behind the end of the file")
 		}
 		for _, c := range b[copy(out[at:], b):] {
-			if c != 0 {
+			if c != 0 && d.fresh {
 				return errors.New("not zero behind the end of the file")
 			}
 		}
@@ -266,7 +197,7 @@ type dirEntry struct {
 }
 
 // entries reads a directory, and holds every record to the rules of dir.h.
-func (d *disk) entries(i *diskInode) ([]dirEntry, error) {
+func (d *Disk) entries(i *Inode) ([]dirEntry, error) {
 	b, err := d.content(i)
 	if err != nil {
 		return nil, err
@@ -280,11 +211,15 @@ func (d *disk) entries(i *diskInode) ([]dirEntry, error) {
 			ino, reclen := binary.LittleEndian.Uint32(b[at:]), int(binary.LittleEndian.Uint16(b[at+4:]))
 			typ, namlen := b[at+6], int(b[at+7])
 			need := 8 + (namlen+1+3)/4*4
+			if ino == 0 && at == 0 && !d.fresh && reclen > 0 && reclen%4 == 0 && reclen <= 512 {
+				at += reclen // the first name of a block, removed
+				continue
+			}
 			if ino == 0 || namlen == 0 || reclen%4 != 0 || reclen < need || at+reclen > 512 {
 				return nil, fmt.Errorf("a record of %d bytes at %d, inode %d, name of %d", reclen, at, ino, namlen)
 			}
 			for _, c := range b[at+8+namlen : at+reclen] {
-				if c != 0 {
+				if c != 0 && d.fresh {
 					return nil, errors.New("not zero behind a name")
 				}
 			}
@@ -295,10 +230,10 @@ func (d *disk) entries(i *diskInode) ([]dirEntry, error) {
 	return out, nil
 }
 
-// verify counts every fragment's and inode's owner, every name and every free
+// Verify counts every fragment's and inode's owner, every name and every free
 // piece, and compares with the tables.
-func (d *disk) verify() error {
-	s := &d.sb
+func (d *Disk) Verify() error {
+	s := &d.Super
 	used := make([]uint64, (s.Size+63)/64)
 	take := func(addr, n int64, what string) error {
 		if addr <= 0 || addr+n > s.Size {
@@ -354,12 +289,12 @@ func (d *disk) verify() error {
 
 // reach walks the names from the root, takes all blocks and gives the modes of
 // all inodes that it has found.
-func (d *disk) reach(take func(addr, n int64, what string) error) (map[uint32]uint16, error) {
+func (d *Disk) reach(take func(addr, n int64, what string) error) (map[uint32]uint16, error) {
 	modes, links := map[uint32]uint16{}, map[uint32]int16{}
 	counts := map[uint32]int16{}
 	type dir struct{ ino, parent uint32 }
-	visit := func(ino uint32) (*diskInode, error) {
-		i, err := d.inode(ino)
+	visit := func(ino uint32) (*Inode, error) {
+		i, err := d.Inode(ino)
 		if err != nil {
 			return nil, err
 		}
@@ -374,15 +309,15 @@ func (d *disk) reach(take func(addr, n int64, what string) error) (map[uint32]ui
 		}
 		last := int64(-1)
 		err = d.walk(i, func(lbn, addr int64, size int) error {
-			if lbn*int64(d.sb.Bsize) >= int64(i.Size) {
+			if lbn*int64(d.Super.Bsize) >= int64(i.Size) {
 				return errors.New("a block behind the end")
 			}
 			last = max(last, lbn)
 			held += uint64(size / 512)
-			if size == int(d.sb.Bsize) && addr%int64(d.sb.Frag) != 0 || addr/int64(d.sb.Frag) != (addr+int64(size)/int64(d.sb.Fsize)-1)/int64(d.sb.Frag) {
+			if size == int(d.Super.Bsize) && addr%int64(d.Super.Frag) != 0 || addr/int64(d.Super.Frag) != (addr+int64(size)/int64(d.Super.Fsize)-1)/int64(d.Super.Frag) {
 				return fmt.Errorf("%d bytes at fragment %d cross a block's border", size, addr)
 			}
-			return take(addr, int64(size)/int64(d.sb.Fsize), fmt.Sprintf("inode %d, block %d", ino, lbn))
+			return take(addr, int64(size)/int64(d.Super.Fsize), fmt.Sprintf("inode %d, block %d", ino, lbn))
 		})
 		if err == nil && held != i.Blocks {
 			err = fmt.Errorf("it says %d sectors, and has %d", i.Blocks, held)
@@ -398,7 +333,7 @@ func (d *disk) reach(take func(addr, n int64, what string) error) (map[uint32]ui
 	for todo := []dir{{2, 2}}; len(todo) > 0; {
 		at := todo[0]
 		todo = todo[1:]
-		i, err := d.inode(at.ino)
+		i, err := d.Inode(at.ino)
 		if err != nil {
 			return nil, err
 		}
@@ -439,18 +374,18 @@ func (d *disk) reach(take func(addr, n int64, what string) error) (map[uint32]ui
 }
 
 // group makes a group's block anew from what was counted and compares.
-func (d *disk) group(g int64, used []uint64, modes map[uint32]uint16) (sum [4]int32, err error) {
-	s := &d.sb
+func (d *Disk) group(g int64, used []uint64, modes map[uint32]uint16) (sum [4]int32, err error) {
+	s := &d.Super
 	b, err := d.bytes(g*int64(s.Fpg)+int64(s.Cblkno), int(s.Cgsize))
 	if err != nil {
 		return sum, err
 	}
-	var got diskGroup
+	var got groupHeader
 	if err := decode(b, &got); err != nil {
 		return sum, err
 	}
 	base := g * int64(s.Fpg)
-	want := diskGroup{Magic: 0x090255, Cgx: int32(g), Ndblk: int32(min(int64(s.Fpg), s.Size-base)), Niblk: s.Ipg, Time: s.Time}
+	want := groupHeader{Magic: 0x090255, Cgx: int32(g), Ndblk: int32(min(int64(s.Fpg), s.Size-base)), Niblk: s.Ipg, Time: s.Time}
 	want.Nclusterblks = want.Ndblk / s.Frag
 	want.Iusedoff = 168
 	want.Freeoff = want.Iusedoff + (s.Ipg+7)/8
@@ -516,6 +451,11 @@ func (d *disk) group(g int64, used []uint64, modes map[uint32]uint16) (sum [4]in
 	}
 	want.Sum = sum
 	want.Initediblk = got.Initediblk
+	if !d.fresh {
+		want.Time, want.OldTime = got.Time, got.OldTime
+		want.Rotor, want.Frotor, want.Irotor = got.Rotor, got.Frotor, got.Irotor
+		maps = append(maps[:want.Nextfreeoff], b[want.Nextfreeoff:]...)
+	}
 	if i := int64(got.Initediblk); i <= high || i%int64(s.Inopb) != 0 || i > int64(s.Ipg) || i < min(int64(s.Ipg), 2*int64(s.Inopb)) {
 		return sum, fmt.Errorf("inodes are valid up to %d; %d is in use", i, high)
 	}
