@@ -22,6 +22,8 @@ type worker struct {
 	capacity   uint64 // sectors
 	serial     [SerialLen]byte
 
+	began time.Time // the request at hand
+
 	// Room for one request, so that it costs no allocation.
 	header   [headerLen]byte
 	segments [max(maxDiscardSegs, maxZeroesSegs) * segmentLen]byte
@@ -93,6 +95,7 @@ func (w *worker) serve(c *virtq.Chain) uint32 {
 // request does what the header asks for. room is what the chain has for data in
 // front of the status; filled is how much of it was written, from its start.
 func (w *worker) request(c *virtq.Chain, room uint64) (status byte, filled uint64) {
+	w.began = time.Now()
 	if c.CopyOut(w.header[:], 0) < headerLen {
 		return w.bad(), 0
 	}
@@ -221,7 +224,10 @@ func (w *worker) unsupported() byte {
 // finish counts a request of n bytes and gives its status.
 func (w *worker) finish(k kind, n uint64, err error) byte {
 	s := &w.d.stats.kinds[k]
+	took := time.Since(w.began)
 	s.requests.Add(1)
+	s.nanoseconds.Add(uint64(max(took, 0)))
+	s.took[bucketOf(took)].Add(1)
 	if err == nil {
 		s.bytes.Add(n)
 		return statusOK

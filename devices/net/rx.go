@@ -37,6 +37,8 @@ type rxRing struct {
 	n      int
 	room   uint64 // bytes that those n can take
 	pushed bool   // since Publish
+
+	frames, bytes uint64 // since flush
 }
 
 // rxWorker brings frames from the network to the receive queues.
@@ -165,6 +167,8 @@ func (w *rxWorker) batch() (why outcome, q *rxRing, wait time.Duration) {
 		default:
 			w.n.frames++
 			w.n.bytes += size
+			q.frames++
+			q.bytes += size
 			w.d.rxLimit.take(size)
 		}
 		w.pop()
@@ -180,9 +184,13 @@ func (w *rxWorker) pop() {
 
 // flush publishes what was filled.
 func (w *rxWorker) flush() {
-	for _, q := range w.rings {
+	for i, q := range w.rings {
 		if q != nil && q.pushed {
 			q.pushed = false
+			own := &w.d.stats.queues[i]
+			own.rxFrames.Add(q.frames)
+			own.rxBytes.Add(q.bytes)
+			q.frames, q.bytes = 0, 0
 			if q.Publish() {
 				w.r.act.Driver.Used()
 			}

@@ -9,6 +9,28 @@ type counters struct {
 	filtered, starved, padding atomic.Uint64
 	badBuffers                 atomic.Uint64
 	ctrlDone, ctrlRefused      atomic.Uint64
+
+	queues [MaxQueuePairs]pairCounters
+}
+
+// pairCounters are one pair's, on cache lines that no other pair's worker writes.
+type pairCounters struct {
+	_                                    [64]byte
+	txFrames, txBytes, rxFrames, rxBytes atomic.Uint64
+}
+
+// PairStats are what passed one pair of queues.
+type PairStats struct{ TXFrames, TXBytes, RXFrames, RXBytes uint64 }
+
+// PairStats reads the counters of each pair that was offered. They begin with the
+// device.
+func (d *Device) PairStats() []PairStats {
+	out := make([]PairStats, d.pairs)
+	for i := range out {
+		c := &d.stats.queues[i]
+		out[i] = PairStats{c.txFrames.Load(), c.txBytes.Load(), c.rxFrames.Load(), c.rxBytes.Load()}
+	}
+	return out
 }
 
 // Flow is what went one way.

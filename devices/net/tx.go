@@ -98,6 +98,9 @@ func (w *txWorker) flush() {
 	s := &w.d.stats.tx
 	s.frames.Add(w.n.frames)
 	s.bytes.Add(w.n.bytes)
+	own := &w.d.stats.queues[w.pair]
+	own.txFrames.Add(w.n.frames)
+	own.txBytes.Add(w.n.bytes)
 	s.malformed.Add(w.n.malformed)
 	s.oversized.Add(w.n.oversized)
 	s.linkDown.Add(w.n.linkDown)

@@ -39,11 +39,13 @@ type Stop struct {
 }
 
 // Counters count a vCPU's exits by kind. They are written by the vCPU's thread
-// alone and may be read at any time.
+// alone, on cache lines that it shares with no other, and may be read at any time.
 type Counters struct {
-	IO, MMIO, Interrupted, Other atomic.Uint64
+	_                                                     [64]byte
+	IOIn, IOOut, MMIORead, MMIOWrite, Interrupted, Others atomic.Uint64
 	// Unclaimed counts accesses that no device answered.
 	Unclaimed atomic.Uint64
+	_         [64]byte
 }
 
 // VCPU runs a vCPU on a thread of its own.
@@ -168,10 +170,14 @@ func (v *VCPU) Stop() { v.ask(quit) }
 func (v *VCPU) serve() (s Stop, done bool) {
 	switch reason := v.K.Reason(); reason {
 	case kvm.ExitIO:
-		v.Counters.IO.Add(1)
 		io, err := v.K.IO()
 		if err != nil {
 			return v.stop(StopHostError, err.Error()), true
+		}
+		if io.Out {
+			v.Counters.IOOut.Add(1)
+		} else {
+			v.Counters.IOIn.Add(1)
 		}
 		if v.Trace != nil {
 			v.Trace(v.K.ID, reason, uint64(io.Port), io.Data, io.Out)
@@ -180,28 +186,29 @@ func (v *VCPU) serve() (s Stop, done bool) {
 			v.Counters.Unclaimed.Add(1)
 		}
 	case kvm.ExitMMIO:
-		v.Counters.MMIO.Add(1)
 		addr, data, write := v.K.MMIO()
 		if v.Trace != nil {
 			v.Trace(v.K.ID, reason, addr, data, write)
 		}
 		claimed := false
 		if write {
+			v.Counters.MMIOWrite.Add(1)
 			claimed = v.MMIO.Write(addr, data)
 		} else {
+			v.Counters.MMIORead.Add(1)
 			claimed = v.MMIO.Read(addr, data)
 		}
 		if !claimed {
 			v.Counters.Unclaimed.Add(1)
 		}
 	case kvm.ExitIntr, kvm.ExitIRQWindow, kvm.ExitHLT:
-		v.Counters.Other.Add(1)
+		v.Counters.Others.Add(1)
 	case kvm.ExitShutdown:
 		return v.stop(StopTripleFault, "triple fault"), true
 	case kvm.ExitInternalError:
 		return v.internalError(), true
 	default:
-		v.Counters.Other.Add(1)
+		v.Counters.Others.Add(1)
 		return v.stop(StopEntryFailed, fmt.Sprintf("exit %v, hardware reason %#x", reason, v.K.Word(0))), true
 	}
 	return Stop{}, false
