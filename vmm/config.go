@@ -164,6 +164,9 @@ type Confinement struct {
 	// Log leaves writing at a place in an open file: what the machine's output goes
 	// to is a log of bounded size.
 	Log bool
+	// API: the process listens on a Unix socket, takes connections and asks who
+	// is at their other end. APITCP: on TCP ports too.
+	API, APITCP bool
 }
 
 // withDefaults fills in zero values and refuses what can be refused before

@@ -251,7 +251,7 @@ func (m *Machine) confine() error {
 	}
 	return jail.Apply(jail.Config{Mode: c.Mode, Groups: jail.Strict(jail.Machine{
 		Console: c.Console, Disks: len(m.cfg.Disks) > 0, BlockDevices: m.blockDevices,
-		Network: len(m.cfg.Nets) > 0, Vsock: m.cfg.Vsock != nil && m.cfg.Vsock.Path != "", Log: c.Log,
+		Network: len(m.cfg.Nets) > 0, Vsock: m.cfg.Vsock != nil && m.cfg.Vsock.Path != "", Log: c.Log, API: c.API, APITCP: c.APITCP,
 	})})
 }
 

@@ -207,8 +207,8 @@ func TestStrict(t *testing.T) {
 		{Machine{Console: ConsoleStdio, Disks: true}, []Group{Runtime, KVM, Terminal, Disk}},
 		{Machine{Console: ConsolePty}, []Group{Runtime, KVM, Terminal}},
 		{Machine{Log: true}, []Group{Runtime, KVM, LogFile}},
-		{Machine{Console: ConsoleSocket, API: true}, []Group{Runtime, KVM, Listener}},
-		{Machine{API: true, BlockDevices: true}, []Group{Runtime, KVM, Listener, Disk, BlockDev}},
+		{Machine{Console: ConsoleSocket, API: true}, []Group{Runtime, KVM, Listener, API}},
+		{Machine{API: true, BlockDevices: true}, []Group{Runtime, KVM, Listener, API, Disk, BlockDev}},
 		{Machine{Network: true}, []Group{Runtime, KVM, Network}},
 		{Machine{Vsock: true, Network: true}, []Group{Runtime, KVM, Network, Vsock}},
 	} {

@@ -24,6 +24,8 @@ const (
 	BlockDev Group = "blockdev" // images: block devices, on top of Disk
 	Network  Group = "network"  // sockets of the user-mode network stack
 	Vsock    Group = "vsock"    // Unix sockets behind virtio-vsock
+	API      Group = "api"      // who is at the other end of a control socket, on top of Listener
+	APITCP   Group = "apitcp"   // TCP ports for metrics, on top of Listener
 )
 
 // Console says where the guest's serial line ends.
@@ -44,6 +46,7 @@ type Machine struct {
 	BlockDevices bool // some disk is a block device
 	Network      bool // the user-mode network
 	API          bool // a control socket
+	APITCP       bool // metrics on a TCP port
 	Log          bool // a log of bounded size
 	Vsock        bool // virtio-vsock over Unix sockets
 }
@@ -57,8 +60,14 @@ func Strict(m Machine) []Group {
 	case ConsoleSocket:
 		g = append(g, Listener)
 	}
-	if m.API && !slices.Contains(g, Listener) {
+	if (m.API || m.APITCP) && !slices.Contains(g, Listener) {
 		g = append(g, Listener)
+	}
+	if m.API {
+		g = append(g, API)
+	}
+	if m.APITCP {
+		g = append(g, APITCP)
 	}
 	if m.Log {
 		g = append(g, LogFile)
@@ -159,6 +168,12 @@ func groupRules(g Group, pid int) ([]rule, bool) {
 		return networkRules(), true
 	case Vsock:
 		return vsockRules(), true
+	case API:
+		return []rule{{nr: unix.SYS_GETSOCKOPT, when: matchOptions([]option{{unix.SOL_SOCKET, unix.SO_PEERCRED}}),
+			why: "which user has connected"}}, true
+	case APITCP:
+		return []rule{{nr: unix.SYS_SETSOCKOPT, when: matchOptions([]option{{unix.IPPROTO_TCP, unix.TCP_NODELAY}}),
+			why: "package net, on each connection that it takes over TCP"}}, true
 	}
 	return nil, false
 }
