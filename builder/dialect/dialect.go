@@ -98,6 +98,8 @@ type Stage struct {
 	// Run.Command. It is what LABEL smolvmm.quoting says, else whether there is
 	// a LABEL smolbsd.service, which smolBSD demands.
 	SmolBSD bool
+
+	line Base
 }
 
 // Title is how people call the stage.

@@ -103,6 +103,7 @@ func TestErrors(t *testing.T) {
 		{"FROM base\nHEALTHCHECK\n", "HEALTHCHECK needs NONE, or CMD"},
 		{"FROM base\nHEALTHCHECK TRUE\n", "Dockerfile:2:13: HEALTHCHECK TRUE is not known; NONE, or CMD"},
 		{"FROM base\nHEALTHCHECK --intervall=1s CMD x\n", "--interval is one"},
+		{"FROM base\nHEALTHCHECK --start-interval=1s CMD x\n", "Dockerfile:2:13: HEALTHCHECK --start-interval is not supported; --interval"},
 		{"FROM base\nHEALTHCHECK --interval=1 CMD x\n", "HEALTHCHECK --interval=1 is no time"},
 		{"FROM base\nHEALTHCHECK --retries=x CMD x\n", "--retries=x is no number"},
 		{"FROM base\nHEALTHCHECK CMD\n", "HEALTHCHECK CMD needs a command"},

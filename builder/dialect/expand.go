@@ -6,8 +6,8 @@ import "strings"
 // expanded, as Docker has it: RUN's, CMD's and ENTRYPOINT's text is left to the
 // shell that executes it.
 
-// From expands what a FROM says.
-func (s *Stage) Base(v *Vars, src *Base) (string, error) { return v.word(src, s.From) }
+// ExpandFrom expands what a FROM says.
+func (s *Stage) ExpandFrom(v *Vars) (string, error) { return v.word(&s.line, s.From) }
 
 // Arg gives the value of a declared argument, and false where it has none. given
 // are the caller's, global those from before the first FROM.

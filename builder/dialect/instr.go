@@ -171,8 +171,8 @@ type Entrypoint struct {
 // Healthcheck is HEALTHCHECK; the times are in nanoseconds, 0 where not given.
 type Healthcheck struct {
 	Base
-	None                                          bool
-	Command                                       Command
-	Interval, Timeout, StartPeriod, StartInterval int64
-	Retries                                       int
+	None                           bool
+	Command                        Command
+	Interval, Timeout, StartPeriod int64
+	Retries                        int
 }

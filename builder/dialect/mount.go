@@ -125,9 +125,12 @@ func makeHealthcheck(n *parser.Node, b Base) (Instruction, error) {
 			h.Retries = int(r)
 			continue
 		}
-		into := map[string]*int64{"interval": &h.Interval, "timeout": &h.Timeout, "start-period": &h.StartPeriod, "start-interval": &h.StartInterval}[name]
+		if name == "start-interval" {
+			return nil, b.Errorf(f, "HEALTHCHECK --start-interval is not supported").hint("--interval counts from the start on")
+		}
+		into := map[string]*int64{"interval": &h.Interval, "timeout": &h.Timeout, "start-period": &h.StartPeriod}[name]
 		if into == nil {
-			return nil, unknownFlag("HEALTHCHECK", f, name, &b, "interval", "timeout", "start-period", "start-interval", "retries")
+			return nil, unknownFlag("HEALTHCHECK", f, name, &b, "interval", "timeout", "start-period", "retries")
 		}
 		d, err := time.ParseDuration(value)
 		if err != nil || d < 0 || d > 0 && d < time.Millisecond {

@@ -166,7 +166,7 @@ func (p *fileParser) from(n *parser.Node, b Base) error {
 		return e
 	}
 	words := list(n.Next)
-	s := &Stage{Pos: b.Pos, Index: len(p.file.Stages), Text: b.Text}
+	s := &Stage{Pos: b.Pos, Index: len(p.file.Stages), Text: b.Text, line: b}
 	switch {
 	case len(words) == 0:
 		return errorf(b.Pos, "FROM needs a name").hint("give sets (base,etc), an image, scratch or u-root")

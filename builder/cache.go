@@ -1,0 +1,193 @@
+package builder
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/smolvmm/smolvmm/builder/blob"
+	"github.com/smolvmm/smolvmm/builder/tree"
+)
+
+// cacheVersion is part of every key: it changes when what a step makes does.
+const cacheVersion = "smolvmm builder 1"
+
+// keyHash makes a key out of parts, whose boundaries count.
+type keyHash struct{ h hash.Hash }
+
+func newKey(kind string) *keyHash {
+	k := &keyHash{sha256.New()}
+	return k.add(cacheVersion, kind)
+}
+
+func (k *keyHash) add(parts ...string) *keyHash {
+	for _, p := range parts {
+		k.h.Write(strconv.AppendInt(nil, int64(len(p)), 10))
+		k.h.Write([]byte{':'})
+		k.h.Write([]byte(p))
+	}
+	return k
+}
+
+func (k *keyHash) list(l []string) *keyHash {
+	return k.add(strconv.Itoa(len(l))).add(l...)
+}
+
+func (k *keyHash) sum() string { return hex.EncodeToString(k.h.Sum(nil)) }
+
+// stepCache remembers what steps made: a file under each key, which appears when
+// it is whole.
+//
+//	<dir>/<first two digits>/<key>   JSON
+//
+// A file that is damaged, or names contents that are gone, is as one that is not
+// there: the step is done again.
+type stepCache struct {
+	dir   string
+	blobs *blob.Store
+}
+
+// maxEntry bounds a file of the cache.
+const maxEntry = 1 << 20
+
+// entry is such a file.
+type entry struct {
+	Key  string          `json:"key"`
+	Tree string          `json:"tree,omitempty"` // digest of the encoded tree, itself a blob
+	Data json.RawMessage `json:"data,omitempty"` // of a disk
+}
+
+func (c *stepCache) path(key string) string { return filepath.Join(c.dir, key[:2], key) }
+
+func (c *stepCache) get(key string) (entry, bool) {
+	var e entry
+	f, err := os.Open(c.path(key))
+	if err != nil {
+		return e, false
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || info.Size() > maxEntry {
+		return e, false
+	}
+	if json.NewDecoder(f).Decode(&e) != nil || e.Key != key {
+		return entry{}, false
+	}
+	if e.Tree != "" {
+		if tree.CheckDigest(e.Tree) != nil {
+			return entry{}, false
+		}
+		if _, err := c.blobs.Open(e.Tree); err != nil {
+			return entry{}, false
+		}
+	}
+	return e, true
+}
+
+func (c *stepCache) put(e entry) error {
+	b, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	name := c.path(e.Key)
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return fmt.Errorf("step cache: %w", err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(name), ".new-*")
+	if err != nil {
+		return fmt.Errorf("step cache: %w", err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	// Not synced: after a crash a damaged file is as none.
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return fmt.Errorf("step cache: %w", err)
+	}
+	return nil
+}
+
+// store keeps a tree and gives its digest. The tree's contents are in the blob
+// store afterwards.
+func (c *stepCache) store(ctx context.Context, t *tree.Tree) (string, error) {
+	if err := c.blobs.Import(ctx, t); err != nil {
+		return "", err
+	}
+	w, err := c.blobs.Create()
+	if err != nil {
+		return "", err
+	}
+	defer w.Close()
+	if err := t.Encode(w); err != nil {
+		return "", err
+	}
+	b, err := w.Commit()
+	if err != nil {
+		return "", err
+	}
+	return b.Digest(), nil
+}
+
+// load gives a stored tree. fs.ErrNotExist: something of it is gone.
+func (c *stepCache) load(digest string) (*tree.Tree, error) {
+	b, err := c.blobs.Open(digest)
+	if err != nil {
+		return nil, err
+	}
+	r, err := b.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return tree.Decode(newSection(r, b.Size()), c.blobs.Content)
+}
+
+// ErrCacheFolder is the error of a build without a place for its cache.
+var errCacheFolder = errors.New("builder: Options.Cache and Options.Blobs are needed")
+
+// Digests gives the digests that the step cache in a folder refers to: what a
+// blob store's Prune has to keep for it. The trees' own contents are found by
+// decoding them.
+func Digests(dir string, blobs *blob.Store) (map[string]bool, error) {
+	out := map[string]bool{}
+	c := &stepCache{dir, blobs}
+	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
+		}
+		key := filepath.Base(p)
+		if len(key) != 64 || strings.Trim(key, "0123456789abcdef") != "" {
+			return nil
+		}
+		e, ok := c.get(key)
+		if !ok || e.Tree == "" || out[e.Tree] {
+			return nil
+		}
+		t, err := c.load(e.Tree)
+		if err != nil {
+			return nil // as one that is not there
+		}
+		out[e.Tree] = true
+		return t.Walk(func(_ string, n *tree.Node) error {
+			if d, ok := n.Content.(tree.Digester); ok {
+				out[d.Digest()] = true
+			}
+			return nil
+		})
+	})
+	return out, err
+}

@@ -1,0 +1,499 @@
+package builder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/smolvmm/smolvmm/builder/dialect"
+	"github.com/smolvmm/smolvmm/builder/spec"
+	"github.com/smolvmm/smolvmm/builder/tree"
+)
+
+func now() time.Time { return time.Now() }
+
+// made is the time of what the build itself makes, in nanoseconds.
+func (e *engine) made() int64 {
+	if e.o.Epoch.IsZero() {
+		return 0
+	}
+	return e.o.Epoch.UnixNano()
+}
+
+// stepContext is one instruction at work.
+type stepContext struct {
+	*engine
+	stage *dialect.Stage
+	st    *state
+	title string
+	in    dialect.Instruction
+}
+
+// do executes the instruction and gives the state after it.
+func (c *stepContext) do(ctx context.Context) (*state, error) {
+	st, err := c.step(ctx)
+	return st, locate(c.in.Position(), err)
+}
+
+func (c *stepContext) step(ctx context.Context) (*state, error) {
+	next := *c.st
+	v := next.vars
+	switch in := c.in.(type) {
+	case *dialect.Arg:
+		return &next, c.arg(in, &next)
+	case *dialect.Env:
+		out, err := v.ExpandEnv(in)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range out.Pairs {
+			v.SetEnv(p.Name, p.Value)
+		}
+	case *dialect.Label:
+		out, err := v.ExpandLabel(in)
+		if err != nil {
+			return nil, err
+		}
+		if next.cfg.Labels == nil {
+			next.cfg.Labels = map[string]string{}
+		}
+		for _, p := range out.Pairs {
+			next.cfg.Labels[p.Name] = p.Value
+		}
+	case *dialect.Shell:
+		next.shell = in.Argv
+	case *dialect.User:
+		return c.user(ctx, in, &next)
+	case *dialect.Workdir:
+		p, err := v.ExpandWorkdir(in)
+		if err != nil {
+			return nil, err
+		}
+		if !path.IsAbs(p) {
+			p = path.Join("/", next.cfg.WorkingDir, p)
+		}
+		next.cfg.WorkingDir = path.Clean(p)
+		return c.folders(ctx, &next, []string{next.cfg.WorkingDir})
+	case *dialect.Volume:
+		paths, err := v.ExpandVolume(in)
+		if err != nil {
+			return nil, err
+		}
+		for i, p := range paths {
+			if p == "" {
+				return nil, in.Errorf("", "VOLUME: a path is empty here")
+			}
+			// smolBSD's "VOLUME misc" is /misc.
+			paths[i] = path.Clean("/" + p)
+			if !slices.Contains(next.cfg.Volumes, paths[i]) {
+				next.cfg.Volumes = append(slices.Clone(next.cfg.Volumes), paths[i])
+			}
+		}
+		return c.folders(ctx, &next, paths)
+	case *dialect.Expose:
+		ports, err := v.ExpandExpose(in)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range ports {
+			if !slices.Contains(next.cfg.ExposedPorts, p.String()) {
+				next.cfg.ExposedPorts = append(slices.Clone(next.cfg.ExposedPorts), p.String())
+			}
+			if pub := p.Publish(); pub != "" && !slices.Contains(next.publish, pub) {
+				next.publish = append(slices.Clone(next.publish), pub)
+			}
+		}
+	case *dialect.StopSignal:
+		s, err := v.ExpandStopSignal(in)
+		if err != nil {
+			return nil, err
+		}
+		next.cfg.StopSignal = s
+	case *dialect.Cmd:
+		next.cfg.Cmd = in.Args(next.shell)
+	case *dialect.Entrypoint:
+		next.cfg.Entrypoint = in.Args(next.shell)
+		// What the base image runs is no argument of this one.
+		if !c.hasCmd() {
+			next.cfg.Cmd = nil
+		}
+	case *dialect.Healthcheck:
+		next.cfg.Healthcheck = healthcheck(in)
+	case *dialect.Run:
+		return c.run(ctx, in, &next)
+	case *dialect.Copy:
+		return c.copy(ctx, in, &next)
+	default:
+		return nil, fmt.Errorf("%T: nothing is known of it", in)
+	}
+	return &next, nil
+}
+
+// hasCmd says whether a CMD of this stage came before the instruction.
+func (c *stepContext) hasCmd() bool {
+	for _, in := range c.stage.Steps {
+		if in == c.in {
+			return false
+		}
+		if _, ok := in.(*dialect.Cmd); ok {
+			return true
+		}
+	}
+	return false
+}
+
+func healthcheck(in *dialect.Healthcheck) *spec.Healthcheck {
+	if in.None {
+		return &spec.Healthcheck{Test: []string{"NONE"}}
+	}
+	kind := "CMD"
+	if in.Command.Shell {
+		kind = "CMD-SHELL"
+	}
+	return &spec.Healthcheck{
+		Test:     append([]string{kind}, in.Command.Argv...),
+		Interval: time.Duration(in.Interval), Timeout: time.Duration(in.Timeout), StartPeriod: time.Duration(in.StartPeriod),
+		Retries: in.Retries,
+	}
+}
+
+// arg declares a build argument.
+func (c *stepContext) arg(in *dialect.Arg, st *state) error {
+	c.mu.Lock()
+	c.used[in.Name] = true
+	c.mu.Unlock()
+	if _, given := c.o.Args[in.Name]; in.Deferred && !given {
+		st.vars.Defer(in)
+		return nil
+	}
+	v, ok, err := st.vars.ArgValue(in, c.o.Args, c.global)
+	if err == nil && ok {
+		st.vars.SetArg(in.Name, v)
+	}
+	return err
+}
+
+// keyed runs work unless the cache has what the key made. work gives the new root.
+func (c *stepContext) keyed(ctx context.Context, st *state, key string, work func(ctx context.Context, id int) (*tree.Tree, error)) error {
+	id, end := c.begin(c.stage, c.title, c.in.Line())
+	if c.lookup(st, key) {
+		end(true, nil)
+		return nil
+	}
+	root, err := work(ctx, id)
+	if err == nil {
+		st.key, st.root = key, root
+		err = c.remember(ctx, st)
+	}
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	err = locate(c.in.Position(), err)
+	end(false, err)
+	return err
+}
+
+// folders makes folders.
+func (c *stepContext) folders(ctx context.Context, st *state, paths []string) (*state, error) {
+	key := newKey("folders").add(c.st.key).list(paths).sum()
+	err := c.keyed(ctx, st, key, func(context.Context, int) (*tree.Tree, error) {
+		root, err := c.own(c.st)
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range paths {
+			cp := c.copier(root)
+			if _, _, err := cp.mkdirAll(p, 0o755); err != nil {
+				return nil, err
+			}
+		}
+		return root, nil
+	})
+	return st, err
+}
+
+func (c *stepContext) copier(root *tree.Tree) *copier {
+	return &copier{root: root, mtime: c.made(), copies: map[*tree.Node]*tree.Node{}}
+}
+
+// user is USER. smolBSD makes a user that is not there.
+func (c *stepContext) user(ctx context.Context, in *dialect.User, st *state) (*state, error) {
+	who, err := st.vars.ExpandUser(in)
+	if err != nil {
+		return nil, err
+	}
+	st.user = who
+	if !c.stage.SmolBSD {
+		return st, nil
+	}
+	root, err := c.view(c.st)
+	if err != nil {
+		return nil, err
+	}
+	var no *errNoUser
+	if _, err := lookup(root, who); !errors.As(err, &no) || no.what != "user" {
+		return st, err
+	}
+	argv := []string{"/bin/sh", "-c", `useradd -m "$1"`, "sh", no.name}
+	key := newKey("useradd").add(c.st.key).list(argv).sum()
+	err = c.keyed(ctx, st, key, func(ctx context.Context, id int) (*tree.Tree, error) {
+		root, err := c.own(c.st)
+		if err != nil {
+			return nil, err
+		}
+		return c.execute(ctx, id, RunStep{Root: root, Argv: argv, Env: c.environment(st, identity{home: "/"}), Cwd: "/"})
+	})
+	return st, err
+}
+
+// copy is COPY and ADD.
+func (c *stepContext) copy(ctx context.Context, raw *dialect.Copy, st *state) (*state, error) {
+	in, err := st.vars.ExpandCopy(raw)
+	if err != nil {
+		return nil, err
+	}
+	exclude, err := dialect.NewPatterns(in.Exclude)
+	if err != nil {
+		return nil, in.Errorf("--exclude", "--exclude: %w", err)
+	}
+	var mode *chmod
+	if in.Chmod != "" {
+		if mode, err = parseChmod(in.Chmod); err != nil {
+			return nil, in.Errorf("--chmod", "--chmod: %w", err)
+		}
+	}
+	key := newKey("copy").add(c.st.key, in.Dest, c.st.cfg.WorkingDir, in.Chown, in.Chmod, fmt.Sprint(in.Add)).list(in.Exclude)
+	var parts []part
+	devices := false
+	if in.From != "" {
+		devices = true
+		from, err := c.copyFrom(ctx, in)
+		if err != nil {
+			return nil, err
+		}
+		// The other stage as a whole first, so that nothing of it need be read;
+		// then what is copied of it, so that the rest of it may change.
+		whole := newKey("copy from").add(key.sum(), from.id).list(in.Sources).sum()
+		if c.lookup(st, whole) {
+			_, end := c.begin(c.stage, c.title, in.Line())
+			end(true, nil)
+			return st, nil
+		}
+		if parts, err = c.fromTree(from, in, exclude); err != nil {
+			return nil, err
+		}
+		if err := addDigests(key, parts); err != nil {
+			return nil, err
+		}
+		err = c.keyed(ctx, st, key.sum(), func(ctx context.Context, _ int) (*tree.Tree, error) { return c.laid(ctx, in, parts, mode, devices) })
+		if err == nil {
+			err = c.cache.put(entry{Key: whole, Tree: st.digest})
+		}
+		return st, err
+	}
+	for _, s := range in.Sources {
+		p, err := c.part(ctx, in, s, exclude)
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, p...)
+	}
+	if err := addDigests(key, parts); err != nil {
+		return nil, err
+	}
+	err = c.keyed(ctx, st, key.sum(), func(ctx context.Context, _ int) (*tree.Tree, error) { return c.laid(ctx, in, parts, mode, devices) })
+	return st, err
+}
+
+// part is something that is copied: nodes, or what has to be fetched or unpacked
+// first, which its id stands for.
+type part struct {
+	sourceSet
+	id   string
+	open func(ctx context.Context) (sourceSet, error) // nil: the sourceSet is there
+}
+
+// addDigests makes a key depend on what is copied. Times do not count, as for
+// Docker: a fresh checkout is no change.
+func addDigests(key *keyHash, parts []part) error {
+	for _, p := range parts {
+		if p.open != nil {
+			key.add("id", p.id)
+			continue
+		}
+		one := tree.New()
+		if err := one.Root.Set("x", p.node); err != nil {
+			return err
+		}
+		one = one.Clone()
+		if err := one.Walk(func(_ string, n *tree.Node) error { n.Mtime = 0; return nil }); err != nil {
+			return err
+		}
+		d, err := one.Digest()
+		if err != nil {
+			return err
+		}
+		key.add("node", p.base, d)
+	}
+	return nil
+}
+
+// laid lays the parts into a copy of the root.
+func (c *stepContext) laid(ctx context.Context, in *dialect.Copy, parts []part, mode *chmod, devices bool) (*tree.Tree, error) {
+	root, err := c.own(c.st)
+	if err != nil {
+		return nil, err
+	}
+	cp := c.copier(root)
+	cp.mode, cp.devices = mode, devices
+	if in.Chown != "" {
+		id, err := lookup(root, in.Chown)
+		if err != nil {
+			return nil, in.Errorf("--chown", "--chown=%s: %w", in.Chown, err)
+		}
+		if id.hasUser && !id.hasGroup && !id.known {
+			id.gid = id.uid // Docker's group of a number that nobody has
+		}
+		cp.owner = &id
+	}
+	var sources []sourceSet
+	for _, p := range parts {
+		s := p.sourceSet
+		if p.open != nil {
+			if s, err = p.open(ctx); err != nil {
+				return nil, err
+			}
+		}
+		sources = append(sources, s)
+	}
+	return root, cp.place(sources, in.Dest, c.st.cfg.WorkingDir)
+}
+
+// otherRoot is what COPY --from copies from.
+type otherRoot struct {
+	id   string // a digest
+	view func() (*tree.Tree, error)
+}
+
+// other finds a stage, an image or the context by the name that --from has.
+func (c *stepContext) other(ctx context.Context, name string) (otherRoot, error) {
+	if s := c.file.Stage(name, c.stage.Index); s != nil {
+		st, err := c.engine.stage(ctx, s)
+		if err != nil {
+			return otherRoot{}, err
+		}
+		return otherRoot{st.key, func() (*tree.Tree, error) { return c.view(st) }}, nil
+	}
+	if s := c.file.Stage(name, len(c.file.Stages)); s != nil {
+		return otherRoot{}, fmt.Errorf("stage %s comes later: a stage copies from those before it", name)
+	}
+	img, err := c.image(ctx, name)
+	if err != nil {
+		return otherRoot{}, err
+	}
+	return otherRoot{img.Tree, func() (*tree.Tree, error) { return c.o.Images.Tree(ctx, img) }}, nil
+}
+
+func (c *stepContext) copyFrom(ctx context.Context, in *dialect.Copy) (otherRoot, error) {
+	o, err := c.other(ctx, in.From)
+	if err != nil {
+		var de *dialect.Error
+		if errors.As(err, &de) || ctx.Err() != nil {
+			return o, err
+		}
+		return o, in.Errorf("--from", "--from=%s: %w", in.From, err)
+	}
+	return o, nil
+}
+
+// fromTree takes the sources of a COPY --from.
+func (c *stepContext) fromTree(from otherRoot, in *dialect.Copy, exclude *dialect.Patterns) ([]part, error) {
+	t, err := from.view()
+	if err != nil {
+		return nil, err
+	}
+	var out []part
+	for _, s := range in.Sources {
+		names := []string{clean(s)}
+		if strings.ContainsAny(s, "*?[") {
+			if _, _, err := t.Resolve(clean(s)); err != nil {
+				names = globTree(t, clean(s))
+			}
+		}
+		if len(names) == 0 {
+			return nil, in.Errorf(s, "%s: nothing in %s fits", s, in.From)
+		}
+		for _, name := range names {
+			_, n, err := t.Resolve(name)
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil, in.Errorf(s, "%s: there is no such file in %s", s, in.From)
+			}
+			if err != nil {
+				return nil, in.Errorf(s, "%s: %w", s, err)
+			}
+			if len(in.Exclude) > 0 {
+				if n, err = without(n, path.Base(name), exclude); err != nil {
+					return nil, err
+				}
+				if n == nil {
+					continue
+				}
+			}
+			out = append(out, part{sourceSet: sourceSet{name, path.Base(name), n}})
+		}
+	}
+	return out, nil
+}
+
+// globTree finds what a pattern names in a tree.
+func globTree(t *tree.Tree, pattern string) []string {
+	var out []string
+	depth := strings.Count(pattern, "/")
+	_ = t.Walk(func(p string, n *tree.Node) error {
+		if p == "." {
+			return nil
+		}
+		if ok, err := path.Match(pattern, p); err == nil && ok {
+			out = append(out, p)
+		}
+		if n.Kind == tree.Dir && strings.Count(p, "/") >= depth {
+			return fs.SkipDir
+		}
+		return nil
+	})
+	return out
+}
+
+// without gives a copy of a node without what patterns name.
+func without(n *tree.Node, base string, exclude *dialect.Patterns) (*tree.Node, error) {
+	if n.Kind != tree.Dir {
+		out, err := exclude.Match(base)
+		if err != nil || out {
+			return nil, err
+		}
+		return n, nil
+	}
+	t := (&tree.Tree{Root: n}).Clone()
+	err := t.Walk(func(p string, n *tree.Node) error {
+		if p == "." {
+			return nil
+		}
+		out, err := exclude.Match(p)
+		if err != nil || !out || n.Kind == tree.Dir && exclude.Negated() {
+			return err
+		}
+		if err := t.Remove(p); err != nil {
+			return err
+		}
+		if n.Kind == tree.Dir {
+			return fs.SkipDir
+		}
+		return nil
+	})
+	return t.Root, err
+}
