@@ -20,6 +20,7 @@ var modes = [...]Mode{
 	{"irqstorm", "N[,qd=4][,seed=1]", "N reads completed by interrupt alone, with late EOIs"},
 	{"netecho", "", `answer ARP, ping and UDP port 7 until a datagram "quit"`},
 	{"nettcp", "up|down|rr|conn|serve[,host=10.0.2.2][,port=5001][,bytes=100M][,count=10000]", "measure TCP, or serve it"},
+	{"vsock", "up|down|rr|serve[,port=52][,bytes=100M][,count=1000][,conns=16]", "streams over virtio-vsock: to the host, from it, or serve them"},
 	{"hostile", "CASE|all[,seed=1][,pokes=2000]", "break the rules of VirtIO and see that the device says so"},
 	{"exit", "N", "end with status N"},
 	{"reboot", "kbd|cf9|p92", "reset by keyboard controller, port 0xCF9 or port 0x92"},

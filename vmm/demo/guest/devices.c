@@ -2,6 +2,7 @@
 
 #include "blk.h"
 #include "net.h"
+#include "vsock.h"
 #include "check.h"
 
 static const char *const names[] = { "absent", "net", "block", "console", "entropy", "balloon", "6", "7", "scsi", "9p", "10", "11", "12",
@@ -24,6 +25,10 @@ void check_devices(void)
 		case 2:
 			blk_check(d);
 			phase("blk", t);
+			break;
+		case 19:
+			vs_check(d);
+			phase("vsock", t);
 			break;
 		default:
 			skip("device", "dev=%u at=0x%lx type=%u name=%s: no driver", d->n, d->base, d->id, d->id < COUNT(names) ? names[d->id] : "?");

@@ -117,6 +117,7 @@ u64 phase(const char *name, u64 since); // prints the µs since then, gives now
 void check_all(const char *), mode_print(const char *), mode_echo(const char *);
 void mode_count(const char *), mode_touch(const char *), mode_blkbench(const char *), mode_irqstorm(const char *);
 void mode_hostile(const char *), mode_netecho(const char *), mode_nettcp(const char *);
+void mode_vsock(const char *);
 void mode_exit(const char *), mode_reboot(const char *), mode_triple(const char *), mode_hlt(const char *);
 void mode_spin(const char *), mode_fault(const char *), mode_badop(const char *), mode_mmioabsent(const char *);
 

@@ -32,6 +32,7 @@ static const struct mode modes[] = {
 	{ "irqstorm", mode_irqstorm },
 	{ "netecho", mode_netecho },
 	{ "nettcp", mode_nettcp },
+	{ "vsock", mode_vsock },
 	{ "hostile", mode_hostile },
 	{ "exit", mode_exit },
 	{ "reboot", mode_reboot },
