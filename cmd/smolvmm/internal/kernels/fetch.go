@@ -10,12 +10,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/smolvmm/smolvmm/builder/fetch"
 )
 
 const (
@@ -27,8 +27,6 @@ const (
 
 	// maxPacked bounds a compressed kernel, in bytes; they have about 5 MiB.
 	maxPacked = 64 << 20
-	// idleTime is how long a mirror may send nothing.
-	idleTime = 30 * time.Second
 )
 
 // Options say where to fetch from and to. The zero value is the default.
@@ -68,9 +66,6 @@ func Fetch(ctx context.Context, rel string, o Options) (Kernel, error) {
 	if o.Mirror == "" {
 		o.Mirror = DefaultMirror
 	}
-	if o.Idle == 0 {
-		o.Idle = idleTime
-	}
 	base, err := mirrorBase(o.Mirror)
 	if err != nil {
 		return Kernel{}, err
@@ -79,19 +74,15 @@ func Fetch(ctx context.Context, rel string, o Options) (Kernel, error) {
 		return k, nil
 	}
 	f := fetcher{Options: o, rel: r, dir: filepath.Join(o.Cache, r.String()), base: base + r.folder()}
-	f.client = &http.Client{Transport: f.transport(), CheckRedirect: noDowngrade}
-	defer f.client.CloseIdleConnections()
+	f.client = fetch.New(fetch.Options{Idle: o.Idle, Proxy: http.ProxyFromEnvironment, Advice: f.byHand(), Disk: f.cacheError})
+	defer f.client.Close()
 	return f.fetch(ctx)
 }
 
 // mirrorBase checks a mirror's URL and takes what lies above pub/NetBSD.
 func mirrorBase(mirror string) (string, error) {
-	u, err := url.Parse(mirror)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		// The URL is not repeated: it can hold a password.
-		return "", fail(ErrMirror, nil, "the mirror must be a plain http or https URL like %s, without a password in it", DefaultMirror)
-	}
-	return strings.TrimSuffix(strings.TrimRight(u.String(), "/"), "/pub/NetBSD"), nil
+	base, err := fetch.Base(mirror, DefaultMirror)
+	return strings.TrimSuffix(base, "/pub/NetBSD"), err
 }
 
 type fetcher struct {
@@ -99,28 +90,7 @@ type fetcher struct {
 	rel    release
 	dir    string // of the release in the cache
 	base   string // of the release on the mirror
-	client *http.Client
-}
-
-func (f *fetcher) transport() *http.Transport {
-	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DisableCompression:    true, // a .gz is wanted as it is
-		ResponseHeaderTimeout: f.Idle,
-		TLSHandshakeTimeout:   f.Idle,
-		ForceAttemptHTTP2:     true,
-	}
-}
-
-// noDowngrade keeps a transfer that began under TLS under TLS.
-func noDowngrade(req *http.Request, via []*http.Request) error {
-	if len(via) >= 5 {
-		return errors.New("too many redirects")
-	}
-	if via[0].URL.Scheme == "https" && req.URL.Scheme != "https" {
-		return fmt.Errorf("redirected from https to %s", req.URL.Scheme)
-	}
-	return nil
+	client *fetch.Client
 }
 
 func (f *fetcher) fetch(ctx context.Context) (Kernel, error) {
@@ -133,8 +103,9 @@ func (f *fetcher) fetch(ctx context.Context) (Kernel, error) {
 	if err != nil {
 		return Kernel{}, err
 	}
-	if err := f.download(ctx); err != nil {
-		return Kernel{}, err
+	err = f.client.Download(ctx, fetch.Request{URL: f.base + packed, Path: filepath.Join(f.dir, packed), Limit: maxPacked, What: "a kernel", Progress: f.Progress})
+	if err != nil {
+		return Kernel{}, f.notFound(err)
 	}
 	if err := f.install(want); err != nil {
 		return Kernel{}, err
@@ -144,21 +115,14 @@ func (f *fetcher) fetch(ctx context.Context) (Kernel, error) {
 
 // open makes the release's folder and keeps other fetches out of it.
 func (f *fetcher) open() (unlock func(), err error) {
-	if err := os.MkdirAll(f.dir, 0o755); err != nil {
-		return nil, f.cacheError(err)
+	unlock, err = fetch.Lock(f.dir)
+	if errors.Is(err, fetch.ErrBusy) {
+		return nil, fail(ErrCache, err, "%s: another smolvmm is fetching this kernel: wait for it", f.dir)
 	}
-	d, err := os.Open(f.dir)
 	if err != nil {
 		return nil, f.cacheError(err)
 	}
-	if err := syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		d.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fail(ErrCache, err, "%s: another smolvmm is fetching this kernel: wait for it", f.dir)
-		}
-		return nil, f.cacheError(err)
-	}
-	return func() { d.Close() }, nil
+	return unlock, nil
 }
 
 func (f *fetcher) cacheError(err error) error {
@@ -170,119 +134,30 @@ func (f *fetcher) byHand() string {
 	return fmt.Sprintf("get %s%s elsewhere and put it at %s", f.base, packed, filepath.Join(f.dir, packed))
 }
 
+// notFound says what it means that a file is not on the mirror.
+func (f *fetcher) notFound(err error) error {
+	if errors.Is(err, ErrNotFound) {
+		return fail(ErrNotFound, err, "NetBSD %s has no %s on this mirror: %v", f.rel, Name, err)
+	}
+	return err
+}
+
 // digest fetches the release's SHA512 and picks the kernel's.
 func (f *fetcher) digest(ctx context.Context) (string, error) {
-	resp, err := f.get(ctx, sumsName, nil)
+	b, err := f.client.Bytes(ctx, f.base+sumsName, fetch.MaxSums, "a file of digests")
 	if err != nil {
-		return "", err
+		return "", f.notFound(err)
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return "", f.status(resp, sumsName)
-	}
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxSums+1))
-	if err != nil {
-		return "", f.netError(sumsName, err)
-	}
-	if len(b) > maxSums {
-		return "", fail(ErrMirror, nil, "%s%s: longer than %d bytes: not a file of digests", f.base, sumsName, maxSums)
-	}
-	sum, ok := parseSums(b)[packed]
+	sum, ok := fetch.ParseSums(b)[packed]
 	if !ok {
 		return "", fail(ErrNotFound, nil, "%s%s: has no digest of %s: this release has no such kernel", f.base, sumsName, packed)
 	}
 	return sum, nil
 }
 
-// get asks for a file of the release. The body fails when nothing comes for
-// Idle.
-func (f *fetcher) get(ctx context.Context, name string, header http.Header) (*http.Response, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, f.base+name, nil)
-	if err != nil {
-		cancel(nil)
-		return nil, fail(ErrMirror, err, "mirror: %v", err)
-	}
-	req.Header.Set("User-Agent", "smolvmm")
-	for k, v := range header {
-		req.Header[k] = v
-	}
-	// ResponseHeaderTimeout bounds a silent server, this a network that takes
-	// the packets and answers none.
-	idle := time.AfterFunc(2*f.Idle, func() { cancel(errIdle) })
-	resp, err := f.client.Do(req)
-	if err != nil {
-		idle.Stop()
-		err = withCause(ctx, err)
-		cancel(nil)
-		return nil, f.netError(name, err)
-	}
-	idle.Reset(f.Idle)
-	resp.Body = &body{ReadCloser: resp.Body, ctx: ctx, cancel: cancel, idle: idle, limit: f.Idle}
-	return resp, nil
-}
-
-var errIdle = errors.New("the mirror sends nothing any more")
-
-func withCause(ctx context.Context, err error) error {
-	if errors.Is(context.Cause(ctx), errIdle) {
-		return errIdle
-	}
-	return err
-}
-
-// body puts the idle clock back at each read.
-type body struct {
-	io.ReadCloser
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	idle   *time.Timer
-	limit  time.Duration
-}
-
-func (b *body) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if n > 0 {
-		b.idle.Reset(b.limit)
-	}
-	if err != nil && !errors.Is(err, io.EOF) {
-		err = withCause(b.ctx, err)
-	}
-	return n, err
-}
-
-func (b *body) Close() error {
-	b.idle.Stop()
-	err := b.ReadCloser.Close()
-	b.cancel(nil)
-	return err
-}
-
-func (f *fetcher) netError(name string, err error) error {
-	var e *Error
-	if errors.As(err, &e) {
-		return err
-	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return fail(ErrNetwork, err, "fetching %s%s was stopped: run it again to go on", f.base, name)
-	}
-	var u *url.Error // its text repeats the URL
-	if errors.As(err, &u) {
-		err = u.Err
-	}
-	return fail(ErrNetwork, err, "cannot fetch %s%s: %v: without a network, %s", f.base, name, err, f.byHand())
-}
-
-func (f *fetcher) status(resp *http.Response, name string) error {
-	if resp.StatusCode == http.StatusNotFound {
-		return fail(ErrNotFound, nil, "NetBSD %s has no %s on this mirror: %s%s was not found", f.rel, Name, f.base, name)
-	}
-	return fail(ErrMirror, nil, "%s%s: the mirror answers %d %s", f.base, name, resp.StatusCode, http.StatusText(resp.StatusCode))
-}
-
 // install checks the compressed kernel, unpacks it and gives it its name.
 func (f *fetcher) install(want string) (err error) {
-	part := filepath.Join(f.dir, partName)
+	part := filepath.Join(f.dir, packed+fetch.PartSuffix)
 	in, err := os.Open(part)
 	if err != nil {
 		return f.cacheError(err)
@@ -293,7 +168,7 @@ func (f *fetcher) install(want string) (err error) {
 		return f.cacheError(err)
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); got != want {
-		f.dropPart()
+		fetch.Drop(filepath.Join(f.dir, packed))
 		return fail(ErrChecksum, nil, "%s%s: its SHA-512 begins %.12s, the release's %s says %.12s: nothing was kept; try again, or another mirror", f.base, packed, got, sumsName, want)
 	}
 	if _, err := in.Seek(0, io.SeekStart); err != nil {
@@ -301,7 +176,7 @@ func (f *fetcher) install(want string) (err error) {
 	}
 	z, err := gzip.NewReader(in)
 	if err != nil {
-		f.dropPart()
+		fetch.Drop(filepath.Join(f.dir, packed))
 		return fail(ErrMirror, err, "%s%s: %v", f.base, packed, err)
 	}
 	h.Reset()
@@ -322,7 +197,7 @@ func (f *fetcher) install(want string) (err error) {
 		})
 	})
 	if err == nil || errors.Is(err, ErrMirror) {
-		f.dropPart()
+		fetch.Drop(filepath.Join(f.dir, packed))
 	}
 	return err
 }
@@ -334,37 +209,11 @@ func isGzip(err error) bool {
 
 // write makes a file of the release's folder: under another name until it is
 // complete and on disk.
-func (f *fetcher) write(name string, fill func(io.Writer) error) (err error) {
-	t, err := os.CreateTemp(f.dir, "."+name+".")
-	if err != nil {
+func (f *fetcher) write(name string, fill func(io.Writer) error) error {
+	err := fetch.WriteFile(f.dir, name, fill)
+	var e *Error
+	if err != nil && !errors.As(err, &e) {
 		return f.cacheError(err)
 	}
-	defer func() {
-		t.Close()
-		if err != nil {
-			os.Remove(t.Name())
-			var e *Error
-			if !errors.As(err, &e) {
-				err = f.cacheError(err)
-			}
-		}
-	}()
-	if err := fill(t); err != nil {
-		return err
-	}
-	if err := t.Chmod(0o644); err != nil {
-		return err
-	}
-	if err := t.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(t.Name(), filepath.Join(f.dir, name)); err != nil {
-		return err
-	}
-	d, err := os.Open(f.dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return err
 }

@@ -14,12 +14,13 @@ import (
 	"crypto/sha512"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/smolvmm/smolvmm/builder/fetch"
 )
 
 const (
@@ -37,33 +38,20 @@ var (
 	ErrRelease   = errors.New("bad release")
 	ErrTooOld    = errors.New("no such kernel in this release")
 	ErrNotCached = errors.New("kernel not in the cache")
-	ErrNotFound  = errors.New("kernel not on the mirror")
-	ErrNetwork   = errors.New("mirror out of reach")
-	ErrMirror    = errors.New("bad answer from the mirror")
-	ErrChecksum  = errors.New("checksum differs")
-	ErrCache     = errors.New("cache cannot be used")
+	ErrNotFound  = fetch.ErrNotFound
+	ErrNetwork   = fetch.ErrNetwork
+	ErrMirror    = fetch.ErrServer
+	ErrChecksum  = fetch.ErrChecksum
+	ErrCache     = fetch.ErrCache
 )
 
-// Error is one line for the user: what, where, what to do.
-type Error struct {
-	Text string
-	Kind error // one of the Err values
-	Err  error // what caused it, or nil
-}
-
-func (e *Error) Error() string { return e.Text }
-
-// Unwrap gives Kind and the cause.
-func (e *Error) Unwrap() []error {
-	if e.Err == nil {
-		return []error{e.Kind}
-	}
-	return []error{e.Kind, e.Err}
-}
+// Error is one line for the user: what, where, what to do. Its Kind is one of the
+// Err values.
+type Error = fetch.Error
 
 // fail makes an *Error; cause may be nil.
 func fail(kind, cause error, format string, args ...any) error {
-	return &Error{Text: fmt.Sprintf(format, args...), Kind: kind, Err: cause}
+	return fetch.Fail(kind, cause, format, args...)
 }
 
 // Kernel is a kernel in the cache.
@@ -164,7 +152,7 @@ func lookup(dir string, r release) (Kernel, error) {
 			return Kernel{}, fail(ErrCache, nil, "kernel cache: %s is not a regular file", path)
 		}
 		k := Kernel{Release: r.String(), Path: path, Size: st.Size()}
-		if sums, err := readSums(filepath.Join(folder, sumsName)); err == nil {
+		if sums, err := fetch.ReadSums(filepath.Join(folder, sumsName)); err == nil {
 			k.SHA512 = sums[name]
 		}
 		return k, nil
