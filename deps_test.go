@@ -57,6 +57,7 @@ var rules = []rule{
 	{"vmm/internal/bus", []string{devices}, nil, "a bus knows devices by their interface"},
 	{"vmm/internal/cpu", []string{"pvh", "vmm/internal/bus", ourKVM, sys}, nil, "a vCPU knows the bus, not what is on it"},
 	{"vmm/internal/jail", []string{"github.com/landlock-lsm/go-landlock/landlock/syscall", ourKVM, "golang.org/x/net/bpf", sys}, nil, "the jail takes KVM's request numbers and nothing else of the machine"},
+	{"vmm/agent", nil, nil, "what host and guest say to each other is frames over any stream"},
 	{"vmm/demo", nil, nil, "the demo guest is bytes and their meaning"},
 	{"vmm/client", nil, nil, "who speaks to a machine's socket needs no machine, and takes in none"},
 	{"vmm", []string{devices, "devices/...", "pvh", mem, "vmm/internal/...", sys}, []string{"vmm/demo"}, "vmm wires devices, pvh and kvm; it knows neither netstack, nor builder, nor a command"},
@@ -70,6 +71,7 @@ var rules = []rule{
 	{"netstack", []string{"gvisor.dev/gvisor/pkg/...", "netstack/policy", "netstack/audit", sys}, []string{"netstack/netstacktest", "netstack/dns"}, "the stack knows frames and sockets: neither the device in front of it nor the machine"},
 	{"netstack/netstacktest", []string{"gvisor.dev/gvisor/pkg/...", sys}, []string{"netstack"}, "the guest's side of a network knows nothing of the network"},
 
+	{"builder", []string{"builder/dialect", "builder/tree", "builder/blob", "builder/archive", "builder/image", "builder/spec"}, nil, "the engine knows trees and images; sets, machines, stores and toolboxes are injected"},
 	{"builder/dialect", []string{"github.com/moby/buildkit/frontend/dockerfile/parser", "github.com/moby/buildkit/frontend/dockerfile/shell", "github.com/moby/patternmatcher", "github.com/moby/patternmatcher/ignorefile"}, nil, "a Dockerfile is text and what it means, without an image or a file of the host"},
 	{"builder/spec", nil, nil, "what an image is is a document: who makes, keeps and runs images stands on it"},
 	{"builder/sign", []string{"golang.org/x/crypto/blake2b", "golang.org/x/crypto/scrypt"}, nil, "a signature is over bytes, whatever they say"},
@@ -96,6 +98,7 @@ var rules = []rule{
 	{"cmd/...", []string{"vmm", "vmm/client", "vmm/demo", "cmd/smolvmm/internal/...", "github.com/spf13/pflag", "golang.org/x/term", sys}, []string{"bench/testimg", "bench/lab/..."}, "a command drives machines by vmm's public API only"},
 
 	{"bench/lab/...", []string{"bench/lab/...", "github.com/u-root/u-root/pkg/cpio", "github.com/pierrec/lz4/v4", sys}, nil, "the lab runs any program, so it knows nothing of ours"},
+	{"bench/build/...", []string{"builder/tree", "builder/archive", "builder/image", sys}, []string{"bench/netbsd", "bench/testimg", "builder/image/ffs", "builder/image/ffs/ffstest"}, "images are measured and judged from outside"},
 	{"bench/...", []string{"vmm", "vmm/demo", "bench/...", "cmd/smolvmm/internal/kernels", sys}, []string{"pvh"}, "measurements look at the machine from outside"},
 	{"", nil, nil, "the module's root has tests only"},
 }
@@ -113,7 +116,7 @@ var listed = sync.OnceValues(func() ([]pkg, error) {
 	if err != nil {
 		return nil, err
 	}
-	guest, err := goList("netbsd", "./cmd/smolinit/...", "./bench/testimg/guestcheck/...", "./bench/netbsd/netcheck/...")
+	guest, err := goList("netbsd", "./cmd/smolinit/...", "./bench/testimg/guestcheck/...", "./bench/netbsd/netcheck/...", "./bench/build/ffscheck/...")
 	return append(host, guest...), err
 })
 
