@@ -43,6 +43,9 @@ type Options struct {
 	Toolbox  Toolbox
 	Runner   Runner
 
+	// Roots are more roots by name, for FROM and COPY --from.
+	Roots map[string]*tree.Tree
+
 	Secrets map[string][]byte // --secret, by id
 	Timeout time.Duration     // of one RUN; 0 is none
 
@@ -92,18 +95,22 @@ type Images interface {
 	// HasDisk says whether the disk of that digest is there, so that it need not
 	// be made again.
 	HasDisk(digest string) bool
-	// Temp gives a new file in the store's folder, which Put takes over and which
-	// the caller removes otherwise.
+	// Temp gives a new file for a disk, which is the caller's to remove.
 	Temp() (path string, err error)
-	// Put files the image under its names. disk is a file of Temp's, or "" where
-	// HasDisk. The tree's contents are all in the build's blob store.
-	Put(ctx context.Context, refs []string, img spec.Image, disk string, root *tree.Tree) error
+	// Put files the image under its names and gives its description. disk is a
+	// file of Temp's, or "" where HasDisk(img.Disk.Digest); all contents of the tree are
+	// in the build's blob store.
+	Put(ctx context.Context, refs []string, img spec.Image, disk string, root func() (*tree.Tree, error)) (spec.Image, error)
 }
 
 // Toolbox gives what images are made of beside NetBSD's sets.
 type Toolbox interface {
 	// Init is smolinit, for netbsd/amd64.
 	Init(ctx context.Context) (tree.Content, error)
+	// Devices puts the nodes of /dev into a root that has a folder dev.
+	Devices(root *tree.Tree) error
+	// Scratch is the root that FROM scratch begins with.
+	Scratch() (*tree.Tree, error)
 	// URoot is a root with u-root's commands.
 	URoot(ctx context.Context) (*tree.Tree, error)
 }

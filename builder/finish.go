@@ -2,12 +2,9 @@ package builder
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -104,7 +101,7 @@ func (e *engine) finish(ctx context.Context, s *dialect.Stage, st *state) (*Resu
 		o.Free = labels.Extra << 20
 	case labels.Minimize:
 		o.Free = 0 // a tenth of the content, once it is known: see Disk
-	case st.base != nil && st.base.key == newKey("scratch").sum():
+	case st.base != nil && strings.HasPrefix(st.base.kind, "scratch"):
 		o.Free = freeScratch
 	default:
 		o.Free = freeSets
@@ -159,22 +156,11 @@ func (e *engine) bootable(ctx context.Context, st *state, cfg *spec.Config, init
 			return err
 		}
 	}
-	// The kernel opens /dev/console for init, and the Go runtime /dev/null; the
-	// numbers are those of NetBSD/amd64 (sys/arch/amd64/conf/majors.amd64).
-	for _, d := range []struct {
-		name         string
-		perm         uint16
-		major, minor uint32
-	}{{"console", 0o600, 0, 0}, {"null", 0o666, 2, 2}} {
-		dir, err := resolved(root, "dev")
-		if err != nil {
-			return err
-		}
-		if dir.Child(d.name) == nil {
-			n := &tree.Node{Kind: tree.CharDevice, Perm: d.perm, Major: d.major, Minor: d.minor, Mtime: e.made()}
-			if err := dir.Set(d.name, n); err != nil {
-				return err
-			}
+	// The kernel opens /dev/console for init, the Go runtime /dev/null; with all of
+	// them there smolinit need not make any.
+	if e.o.Toolbox != nil {
+		if err := e.o.Toolbox.Devices(root); err != nil {
+			return fmt.Errorf("device nodes: %w", err)
 		}
 	}
 	keep := initBin == nil
@@ -327,7 +313,7 @@ func (r *Result) diskOptions(root *tree.Tree) (image.Options, error) {
 }
 
 // WriteDisk makes the image's disk in a file, which appears under its name when it
-// is whole, and describes it in Image.Disk.
+// is whole, and describes it in Image.Disk, without a digest.
 func (r *Result) WriteDisk(ctx context.Context, name string) error {
 	root, err := r.Root()
 	if err != nil {
@@ -341,11 +327,7 @@ func (r *Result) WriteDisk(ctx context.Context, name string) error {
 	if err != nil {
 		return fmt.Errorf("disk image: %w", plain(err))
 	}
-	digest, err := fileDigest(ctx, name)
-	if err != nil {
-		return errors.Join(err, os.Remove(name))
-	}
-	r.Image.Disk = spec.Disk{Digest: digest, Size: info.Size, Layout: info.Layout, Root: info.Root}
+	r.Image.Disk = spec.Disk{Size: info.Size, Layout: info.Layout, Root: info.Root}
 	return nil
 }
 
@@ -354,16 +336,11 @@ func (r *Result) WriteDisk(ctx context.Context, name string) error {
 func (r *Result) Put(ctx context.Context, refs []string) error {
 	e := r.e
 	key := newKey("disk").add(r.Image.Tree, fmt.Sprintf("%+v %v", r.Layout, r.tenth)).sum()
+	var err error
 	if got, ok := e.cache.get(key); ok && !e.o.NoCache && json.Unmarshal(got.Data, &r.Image.Disk) == nil && e.o.Images.HasDisk(r.Image.Disk.Digest) {
-		return e.o.Images.Put(ctx, refs, r.Image, "", r.state.root)
-	}
-	root, err := r.Root()
-	if err != nil {
+		r.Image, err = e.o.Images.Put(ctx, refs, r.Image, "", r.Root)
 		return err
 	}
-	e.mu.Lock()
-	e.worked = true
-	e.mu.Unlock()
 	r.Cached = false
 	name, err := e.o.Images.Temp()
 	if err != nil {
@@ -373,7 +350,7 @@ func (r *Result) Put(ctx context.Context, refs []string) error {
 	if err := r.WriteDisk(ctx, name); err != nil {
 		return err
 	}
-	if err := e.o.Images.Put(ctx, refs, r.Image, name, root); err != nil {
+	if r.Image, err = e.o.Images.Put(ctx, refs, r.Image, name, r.Root); err != nil {
 		return err
 	}
 	data, err := json.Marshal(r.Image.Disk)
@@ -381,31 +358,4 @@ func (r *Result) Put(ctx context.Context, refs []string) error {
 		return err
 	}
 	return e.cache.put(entry{Key: key, Data: data})
-}
-
-// fileDigest is of all bytes of a file, holes as zeros.
-func fileDigest(ctx context.Context, name string) (string, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	sum := sha256.New()
-	if _, err := io.Copy(sum, &ctxReader{ctx, f}); err != nil {
-		return "", err
-	}
-	return tree.DigestPrefix + hex.EncodeToString(sum.Sum(nil)), nil
-}
-
-// ctxReader ends when the context does.
-type ctxReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *ctxReader) Read(p []byte) (int, error) {
-	if err := context.Cause(c.ctx); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }

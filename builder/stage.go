@@ -19,6 +19,7 @@ import (
 // state is a stage at one of its steps. The tree is loaded when somebody needs it:
 // a build whose steps are all cached needs none.
 type state struct {
+	kind   string     // "scratch", or nothing worth telling
 	key    string     // of the step that made it
 	digest string     // of the tree, a blob; "" where it is not stored yet
 	root   *tree.Tree // nil: not loaded; others may have it too, so it is never changed
@@ -274,6 +275,12 @@ func (e *engine) base(ctx context.Context, s *dialect.Stage, from dialect.From) 
 		e.loads.Unlock()
 		return st, true, nil
 	case dialect.FromImage:
+		if t := e.o.Roots[from.Image]; t != nil {
+			d, err := t.Digest()
+			st.vars, st.root = dialect.NewVars(e.file.Escape, nil), t
+			st.key = newKey("root").add(d).sum()
+			return st, true, err
+		}
 		img, err := e.image(ctx, from.Image)
 		if err != nil {
 			return nil, false, err
@@ -294,9 +301,13 @@ func (e *engine) base(ctx context.Context, s *dialect.Stage, from dialect.From) 
 		return st, true, nil
 	case dialect.FromScratch:
 		st.vars = dialect.NewVars(e.file.Escape, nil)
-		st.root = tree.New()
-		st.key = newKey("scratch").sum()
-		return st, true, nil
+		st.kind = "scratch"
+		if st.root, err = e.scratch(); err != nil {
+			return nil, false, err
+		}
+		d, err := st.root.Digest()
+		st.key = newKey("scratch").add(d).sum()
+		return st, true, err
 	case dialect.FromURoot:
 		if e.o.Toolbox == nil {
 			return nil, false, errors.New("FROM u-root: this build has no u-root")
@@ -335,6 +346,14 @@ func (st *state) inherit(o *state, escape rune) {
 	st.publish = slices.Clone(o.publish)
 }
 
+// scratch is the root that FROM scratch begins with.
+func (e *engine) scratch() (*tree.Tree, error) {
+	if e.o.Toolbox == nil {
+		return tree.New(), nil
+	}
+	return e.o.Toolbox.Scratch()
+}
+
 func (e *engine) image(ctx context.Context, ref string) (spec.Image, error) {
 	if e.o.Images == nil {
 		return spec.Image{}, errors.New("this build knows no images")
@@ -350,124 +369,6 @@ func (e *engine) image(ctx context.Context, ref string) (spec.Image, error) {
 		return img, fmt.Errorf("image %s has a disk only, and not the files that a build needs: build it with smolvmm, or begin with sets", ref)
 	}
 	return img, nil
-}
-
-// fromSets puts NetBSD's sets and archives of the context into one another.
-func (e *engine) fromSets(ctx context.Context, s *dialect.Stage, sets []dialect.Set, st *state) (cached bool, err error) {
-	var names []string
-	for _, set := range sets {
-		if !set.Path && !slices.Contains(names, set.Name) {
-			names = append(names, set.Name)
-		}
-	}
-	layers := map[string]Layer{}
-	if len(names) > 0 {
-		if e.o.Sets == nil {
-			return false, errors.New("this build has no sets")
-		}
-		got, err := e.o.Sets.Fetch(ctx, e.global[releaseArg], names)
-		if err != nil {
-			return false, err
-		}
-		for i, l := range got {
-			layers[names[i]] = l
-		}
-	}
-	key := newKey("sets")
-	use := make([]Layer, len(sets))
-	for i, set := range sets {
-		l, ok := layers[set.Name]
-		if !ok {
-			if l, err = e.localSet(set.Name); err != nil {
-				return false, err
-			}
-		}
-		use[i] = l
-		key.add(l.Digest, set.Glob)
-	}
-	pkgs, err := e.packages(ctx, s)
-	if err != nil {
-		return false, err
-	}
-	for _, p := range pkgs {
-		key.add("package", p.Digest)
-	}
-	key.add(fmt.Sprint(s.SmolBSD))
-	st.key = key.sum()
-	if ok := e.lookup(st, st.key); ok {
-		return true, nil
-	}
-	t := tree.New()
-	for i, l := range use {
-		part, err := l.Open(ctx)
-		if err != nil {
-			return false, err
-		}
-		if sets[i].Glob != "" {
-			if part, err = fitting(part, sets[i]); err != nil {
-				return false, err
-			}
-		}
-		if err := t.Merge(part); err != nil {
-			return false, fmt.Errorf("set %s: %w", l.Name, err)
-		}
-	}
-	for _, p := range pkgs {
-		part, err := p.Open(ctx)
-		if err != nil {
-			return false, err
-		}
-		if err := t.Merge(part); err != nil {
-			return false, fmt.Errorf("package %s: %w", p.Name, err)
-		}
-	}
-	if s.SmolBSD {
-		if err := smolBSDRoot(t, e.global[releaseArg], e.made()); err != nil {
-			return false, err
-		}
-	}
-	st.root = t
-	return false, e.remember(ctx, st)
-}
-
-// fitting takes what fits a set's pattern, and the folders on the way.
-func fitting(t *tree.Tree, set dialect.Set) (*tree.Tree, error) {
-	out := &tree.Tree{Root: &tree.Node{Kind: tree.Dir, Perm: t.Root.Perm, UID: t.Root.UID, GID: t.Root.GID, Mtime: t.Root.Mtime}}
-	found := false
-	err := t.Walk(func(p string, n *tree.Node) error {
-		if p == "." || !dialect.Glob(set.Glob, p) {
-			return nil
-		}
-		found = true
-		dir := out.Root
-		parts := strings.Split(p, "/")
-		for i, name := range parts[:len(parts)-1] {
-			next := dir.Child(name)
-			if next == nil {
-				from, err := t.Lookup(strings.Join(parts[:i+1], "/"))
-				if err != nil {
-					return err
-				}
-				next = emptyDir(from)
-				if err := dir.Set(name, next); err != nil {
-					return err
-				}
-			}
-			dir = next
-		}
-		if n.Kind == tree.Dir {
-			n = emptyDir(n)
-		}
-		return dir.Set(parts[len(parts)-1], n)
-	})
-	if err == nil && !found {
-		err = fmt.Errorf("set %s has nothing that fits %s", set.Name, set.Glob)
-	}
-	return out, err
-}
-
-func emptyDir(n *tree.Node) *tree.Node {
-	return &tree.Node{Kind: tree.Dir, Perm: n.Perm, UID: n.UID, GID: n.GID, Mtime: n.Mtime, Flags: n.Flags}
 }
 
 // lookup finds what a key made before. With NoCache nothing was.

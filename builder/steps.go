@@ -392,6 +392,10 @@ func (c *stepContext) other(ctx context.Context, name string) (otherRoot, error)
 	if s := c.file.Stage(name, len(c.file.Stages)); s != nil {
 		return otherRoot{}, fmt.Errorf("stage %s comes later: a stage copies from those before it", name)
 	}
+	if t := c.o.Roots[name]; t != nil {
+		d, err := t.Digest()
+		return otherRoot{d, func() (*tree.Tree, error) { return t, nil }}, err
+	}
 	img, err := c.image(ctx, name)
 	if err != nil {
 		return otherRoot{}, err
