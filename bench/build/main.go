@@ -1,0 +1,141 @@
+// Command build measures how images are built: an image of a folder of 5,000
+// files, beside Debian's makefs from the same folder, in the same run and in
+// turn; and the smallest image of one program.
+//
+//	go run ./bench/build
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/smolvmm/smolvmm/bench/internal/stats"
+)
+
+// What is to be reached (the bench fails otherwise, with -check).
+const (
+	wantRatio = 1.0      // of makefs's wall time
+	wantRSS   = 64 << 20 // bytes, at the peak
+	wantSmall = 1.2      // the image of a program, of the program's size
+)
+
+type options struct {
+	rounds, files, megabytes int
+	makefs, dir              string
+	check                    bool
+}
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, out, errs io.Writer) int {
+	if len(args) > 0 && args[0] == childVerb {
+		if err := child(args[1:]); err != nil {
+			fmt.Fprintln(errs, "build:", err)
+			return 1
+		}
+		return 0
+	}
+	var o options
+	f := flag.NewFlagSet("build", flag.ContinueOnError)
+	f.SetOutput(errs)
+	f.IntVar(&o.rounds, "n", 15, "`rounds`; each builds an image once with each program, after one that does not count")
+	f.IntVar(&o.files, "files", 5000, "`files` in the folder")
+	f.IntVar(&o.megabytes, "mb", 100, "`MB` (10^6 bytes) in them")
+	f.StringVar(&o.makefs, "makefs", "makefs", "Debian's makefs `program`")
+	f.StringVar(&o.dir, "dir", "", "a `folder` to work in, on a file system that is to be measured; in the one for temporary files if not given")
+	f.BoolVar(&o.check, "check", false, "fail where a goal is missed")
+	if err := f.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return 0
+		}
+		return 2
+	}
+	if f.NArg() > 0 || o.rounds < 1 || o.files < 1 || o.megabytes < 1 {
+		fmt.Fprintln(errs, "build: want no arguments, and flags above 0")
+		return 2
+	}
+	missed, err := o.measure(context.Background(), out)
+	if err != nil {
+		fmt.Fprintln(errs, "build:", err)
+		return 1
+	}
+	for _, m := range missed {
+		fmt.Fprintln(out, "missed:", m)
+	}
+	if o.check && len(missed) > 0 {
+		return 1
+	}
+	return 0
+}
+
+// measure prints the table and gives the goals that were missed.
+func (o *options) measure(ctx context.Context, out io.Writer) (missed []string, err error) {
+	makefs, err := exec.LookPath(o.makefs)
+	if err != nil {
+		if makefs, err = exec.LookPath(filepath.Join("/usr/sbin", o.makefs)); err != nil {
+			return nil, fmt.Errorf("no %s: install Debian's package makefs, or name one with -makefs", o.makefs)
+		}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(o.dir, "bench-build-*")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	from := filepath.Join(dir, "tree")
+	bytes, err := makeFolder(from, o.files, int64(o.megabytes)*1e6)
+	if err != nil {
+		return nil, err
+	}
+	subjects := []*subject{
+		{name: "builder/image", argv: func(img string) []string { return []string{self, childVerb, from, img} }},
+		{name: "makefs", argv: func(img string) []string { return []string{makefs, "-t", "ffs", "-o", "version=2", img, from} }},
+	}
+	for round := range o.rounds + 1 {
+		for i := range subjects {
+			s := subjects[(i+round)%len(subjects)]
+			if err := s.run(ctx, filepath.Join(dir, "disk.img"), bytes, round > 0); err != nil {
+				return nil, fmt.Errorf("%s: %w", s.name, err)
+			}
+		}
+	}
+	fmt.Fprintf(out, "%d files, %.1f MB, %d rounds in turn; medians (10th, 90th percentile)\n\n", o.files, float64(bytes)/1e6, o.rounds)
+	fmt.Fprintf(out, "| image of a folder | wall, ms | CPU, ms | peak RSS, MiB | on the disk, MB |\n|---|---|---|---|---|\n")
+	for _, s := range subjects {
+		fmt.Fprintf(out, "| %s | %s | %s | %s | %s |\n", s.name, row(s.wall), row(s.cpu), row(s.rss), row(s.disk))
+	}
+	a, b := subjects[0], subjects[1]
+	ratio := stats.Compare(a.wall, b.wall, stats.Ratio)
+	fmt.Fprintf(out, "| ratio [95 %%] | %v | %v | %v | %v |\n", ratio, stats.Compare(a.cpu, b.cpu, stats.Ratio), stats.Compare(a.rss, b.rss, stats.Ratio), stats.Compare(a.disk, b.disk, stats.Ratio))
+	if ratio.Value > wantRatio {
+		missed = append(missed, fmt.Sprintf("wall time is %v of makefs's, at most %v", ratio, wantRatio))
+	}
+	if peak := stats.Summarise(a.rss).Median; peak > wantRSS>>20 {
+		missed = append(missed, fmt.Sprintf("peak memory is %.1f MiB, at most %d", peak, wantRSS>>20))
+	}
+
+	small, err := smallImage(ctx, self, filepath.Join(dir, "small.img"), o.rounds)
+	if err != nil {
+		return nil, err
+	}
+	fmt.Fprintf(out, "\n| image of one program | %.2f MB |\n|---|---|\n| size of the image | %.2f MB, %.3f of the program's |\n| time, ms | %s |\n",
+		float64(small.program)/1e6, float64(small.image)/1e6, small.ratio(), row(small.wall))
+	if small.ratio() > wantSmall {
+		missed = append(missed, fmt.Sprintf("the image of a program is %.3f of its size, at most %v", small.ratio(), wantSmall))
+	}
+	return missed, nil
+}
+
+func row(v []float64) string {
+	s := stats.Summarise(v)
+	return fmt.Sprintf("%s (%s, %s)", stats.Digits(s.Median), stats.Digits(s.P10), stats.Digits(s.P90))
+}
