@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/api"
 	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/kernels"
 	"github.com/smolvmm/smolvmm/vmm"
 )
@@ -13,7 +14,8 @@ import (
 // boot is `smolvmm -kernel …`.
 func boot(args []string, s streams) error {
 	var b bootFlags
-	argv, err := parse(b.set(), args)
+	f := b.set()
+	argv, err := parse(f, args)
 	switch {
 	case err != nil:
 		return err
@@ -23,11 +25,24 @@ func boot(args []string, s streams) error {
 	case b.version:
 		return version(nil, s)
 	}
+	if err := b.api.check(); err != nil {
+		return err
+	}
+	if b.api.socket != "" && b.kernel == "" {
+		return b.serveFirst(argv, s, f.Changed)
+	}
 	cfg, err := b.config(argv, s)
 	if err != nil {
 		return err
 	}
-	return runMachine(cfg, b.options(), s)
+	o := b.options()
+	if b.api.socket != "" || b.api.metrics != "" {
+		if err := b.serveBoot(&cfg, &o); err != nil {
+			wipe(cfg.Items)
+			return err
+		}
+	}
+	return runMachine(cfg, o, s)
 }
 
 // options are what a run takes from the flags besides the configuration.
@@ -78,11 +93,9 @@ func (b *bootFlags) config(argv []string, s streams) (vmm.Config, error) {
 		}
 		cfg.Initrds = append(cfg.Initrds, vmm.File{Path: p})
 	}
-	level := slog.LevelWarn
-	if b.verbose {
-		level = slog.LevelDebug
+	if cfg.Log, err = b.logger(s); err != nil {
+		return cfg, err
 	}
-	cfg.Log = slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: level, ReplaceAttr: withoutTime}))
 	if b.trace {
 		cfg.Trace = s.err
 	}
@@ -91,6 +104,28 @@ func (b *bootFlags) config(argv []string, s streams) (vmm.Config, error) {
 	}
 	b.hideSecrets(cfg.Log)
 	return cfg, nil
+}
+
+// logger is where the monitor says what it has to say.
+func (b *bootFlags) logger(s streams) (*slog.Logger, error) {
+	if b.log != nil {
+		return b.log, nil
+	}
+	if b.api.logFormat == api.JSON {
+		l, err := api.NewLog(s.err, api.JSON, levelOf(b.verbose), true)
+		if err != nil {
+			return nil, usagef("-log-format %w", err)
+		}
+		return l.Logger(), nil
+	}
+	return slog.New(slog.NewTextHandler(s.err, &slog.HandlerOptions{Level: levelOf(b.verbose), ReplaceAttr: withoutTime})), nil
+}
+
+func levelOf(verbose bool) slog.Level {
+	if verbose {
+		return slog.LevelDebug
+	}
+	return slog.LevelWarn
 }
 
 // newestKernel finds a kernel where none is named.

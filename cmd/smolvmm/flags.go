@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"time"
@@ -21,6 +22,8 @@ type bootFlags struct {
 	hugepages, trace, verbose, help, version      bool
 	net                                           network.Flags
 	plan                                          *network.Plan // of net, by config
+	api                                           apiFlags
+	log                                           *slog.Logger // nil: config makes one
 }
 
 func (b *bootFlags) set() *pflag.FlagSet {
@@ -35,6 +38,7 @@ func (b *bootFlags) set() *pflag.FlagSet {
 	f.StringArrayVar(&b.fwcfg, "fw_cfg", nil, "raw item as in QEMU, `name=…,string=…|file=…`; repeatable")
 	f.BoolVar(&b.version, "version", false, "print the version")
 	b.machine(f, "256M", 0)
+	b.api.set(f)
 	return f
 }
 

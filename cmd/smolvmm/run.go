@@ -42,6 +42,7 @@ type runOptions struct {
 	registers bool               // print them when the guest did not end by itself
 	verbose   bool               // tell what is done
 	plan      *network.Plan      // of the network
+	api       *apiServer         // who asks about it over HTTP; nil: nobody
 	after     func(*vmm.Machine) // called when the guest has ended
 }
 
@@ -52,6 +53,7 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 	defer wipe(cfg.Items)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
+	defer func() { o.api.release(err) }()
 	nw, err := o.openNetwork(&cfg, s)
 	if err != nil {
 		return err
@@ -62,6 +64,7 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 		return err
 	}
 	defer con.close()
+	o.api.attach(&cfg, con, cancel)
 
 	// A reader that goes away ends the machine, as it ends any filter; for
 	// that, a write must fail instead of ending the process.
@@ -136,7 +139,9 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 	}
 	s.started()
 	<-watching
+	o.api.running(m, nw)
 	exit, err := m.Run(ctx)
+	o.api.ended(exit, err)
 	nw.Ended(endOf(exit, err), m.NetStats())
 	tty.restore()
 	if err != nil {

@@ -57,7 +57,7 @@ type Port struct {
 type Exit struct {
 	How    string `json:"how"`    // one line
 	Kind   string `json:"kind"`   // exit, reboot, triple fault, stopped and so on, or "failed"
-	Status int    `json:"status"` // with kind "exit" the guest's own, 0 to 255
+	Status int    `json:"status"` // the process's: with kind "exit" the guest's own, 0 to 255
 }
 
 // Egress is what became of what the guest sent out: GET /smolvmm/egress. The

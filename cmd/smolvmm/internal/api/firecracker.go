@@ -1,8 +1,10 @@
 package api
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -35,8 +37,8 @@ func (s *Server) getVersion(*call) (any, error) {
 	return map[string]string{"firecracker_version": followed}, nil
 }
 
-// whole is a machine's configuration with the defaults in it.
-func (m MachineConfig) whole() MachineConfig {
+// Whole is a machine's configuration with the defaults in it.
+func (m MachineConfig) Whole() MachineConfig {
 	fill(&m.CPUs, defaultCPUs)
 	fill(&m.MemoryMiB, defaultMemoryMiB)
 	fill(&m.SMT, false)
@@ -55,7 +57,7 @@ func fill[T any](p **T, v T) {
 
 // check refuses what smolvmm cannot make.
 func (m MachineConfig) check() error {
-	w := m.whole()
+	w := m.Whole()
 	const mib = 1 << 20
 	switch {
 	case *w.CPUs < 1 || *w.CPUs > vmm.MaxCPUs:
@@ -77,7 +79,7 @@ func (m MachineConfig) check() error {
 func (s *Server) getMachine(*call) (any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.spec.Machine.whole(), nil
+	return s.spec.Machine.Whole(), nil
 }
 
 func (s *Server) putMachine(c *call) (any, error) {
@@ -89,7 +91,7 @@ func (s *Server) putMachine(c *call) (any, error) {
 		if err := m.check(); err != nil {
 			return err
 		}
-		spec.Machine = m.whole()
+		spec.Machine = m.Whole()
 		return nil
 	})
 }
@@ -104,7 +106,7 @@ func (s *Server) patchMachine(c *call) (any, error) {
 		return nil, badf("Empty PATCH request.")
 	}
 	return s.configure(func(spec *Spec) error {
-		merged := spec.Machine.whole()
+		merged := spec.Machine.Whole()
 		take(&merged.CPUs, m.CPUs)
 		take(&merged.MemoryMiB, m.MemoryMiB)
 		take(&merged.SMT, m.SMT)
@@ -115,7 +117,7 @@ func (s *Server) patchMachine(c *call) (any, error) {
 		if err := merged.check(); err != nil {
 			return err
 		}
-		spec.Machine = merged.whole()
+		spec.Machine = merged.Whole()
 		return nil
 	})
 }
@@ -280,17 +282,29 @@ func (s *Server) putNet(c *call) (any, error) {
 	})
 }
 
-// check refuses what smolvmm's interfaces cannot be. The address and the MTU are
-// read again by who makes the interface, as those of its flags.
+// What an interface's MTU may be, in bytes: IPv6's least (RFC 8200 §5), and the
+// largest that fits an IPv4 packet with room to spare, as of -net.
+const (
+	minMTU = 1280
+	maxMTU = 65520
+)
+
+// check refuses what smolvmm's interfaces cannot be.
 func (n NetworkInterface) check() error {
-	if n.AllowMMDS {
+	mac, err := net.ParseMAC(n.MAC)
+	switch {
+	case n.AllowMMDS:
 		return errors.New("allow_mmds_requests: smolvmm has no metadata service")
+	case n.MAC != "" && (err != nil || len(mac) != 6 || mac[0]&1 != 0 || bytes.Equal(mac, make([]byte, 6))):
+		return fmt.Errorf("guest_mac %.32q: must be a station's address like 02:00:5e:10:00:01", n.MAC)
+	case n.MTU != 0 && (n.MTU < minMTU || n.MTU > maxMTU):
+		return fmt.Errorf("mtu %d: must be between %d and %d", n.MTU, minMTU, maxMTU)
 	}
 	for _, l := range []struct {
 		name    string
 		limiter *RateLimiter
 	}{{"rx_rate_limiter", n.RX}, {"tx_rate_limiter", n.TX}} {
-		if _, err := l.limiter.limit(); err != nil {
+		if _, err := l.limiter.Limit(); err != nil {
 			return fmt.Errorf("%s: %w", l.name, err)
 		}
 	}
@@ -374,7 +388,7 @@ func (s *Server) getConfig(*call) (any, error) {
 	out := map[string]any{
 		"balloon": nil, "cpu-config": nil, "entropy": nil, "mmds-config": nil, "memory-hotplug": nil, "pmem": []any{},
 		"drives": append([]Drive{}, s.spec.Drives...), "network-interfaces": append([]NetworkInterface{}, s.spec.Nets...),
-		"boot-source": nil, "machine-config": s.spec.Machine.whole(), "vsock": s.spec.Vsock, "logger": nil, "metrics": nil,
+		"boot-source": nil, "machine-config": s.spec.Machine.Whole(), "vsock": s.spec.Vsock, "logger": nil, "metrics": nil,
 	}
 	if s.spec.Boot.Kernel != "" {
 		out["boot-source"] = s.spec.Boot

@@ -27,7 +27,7 @@ func (s *Server) info(*call) (any, error) {
 	ports, _ := s.portList()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	m := s.spec.Machine.whole()
+	m := s.spec.Machine.Whole()
 	out := client.Info{
 		Name: s.cfg.ID, Image: s.cfg.Image, State: s.state, PID: os.Getpid(), Version: s.cfg.Version, Console: s.cfg.ConsolePath,
 		Created: s.created.UTC(), Started: s.started.UTC(), CPUs: *m.CPUs,

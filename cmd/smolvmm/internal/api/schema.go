@@ -127,9 +127,9 @@ func (l *RateLimiter) none() bool {
 
 func (b *TokenBucket) none() bool { return b == nil || b.Size == 0 || b.RefillMS == 0 }
 
-// limit is the limiter as vmm has it: rates, and one time for which an idle
+// Limit is the limiter as vmm has it: rates, and one time for which an idle
 // interface saves them up.
-func (l *RateLimiter) limit() (out vmm.NetLimit, err error) {
+func (l *RateLimiter) Limit() (out vmm.NetLimit, err error) {
 	if l.none() {
 		return out, nil
 	}

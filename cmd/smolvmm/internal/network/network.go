@@ -193,8 +193,7 @@ func (n *Network) openInterface(i Interface, ask dns.Exchange) error {
 	s := newLate(c)
 	n.stacks = append(n.stacks, s)
 	n.onClose(s.Close)
-	limit := vmm.NetLimit{BytesPerSecond: i.Rate.Bytes, PacketsPerSecond: i.Rate.Packets, Burst: i.Rate.Burst}
-	v := vmm.Net{Backend: s, MAC: i.MAC, QueuePairs: i.Queues, Limits: vmm.NetLimits{TX: limit, RX: limit}}
+	v := vmm.Net{Backend: s, MAC: i.MAC, QueuePairs: i.Queues, Limits: i.limits()}
 	if i.Capture != "" {
 		f, err := os.OpenFile(i.Capture, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 		if err != nil {

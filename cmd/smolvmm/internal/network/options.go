@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/smolvmm/smolvmm/vmm"
 )
 
 // Flags are the flags of the network, as typed.
@@ -66,7 +68,17 @@ type Interface struct {
 	MTU      int          // bytes; 0 is the stack's default
 	Queues   int          // pairs; 0 is one
 	Rate     Rate
-	Capture  string // file; "" is none
+	Limits   *vmm.NetLimits // instead of Rate, which is the same both ways; nil: Rate counts
+	Capture  string         // file; "" is none
+}
+
+// limits are those of the device.
+func (i Interface) limits() vmm.NetLimits {
+	if i.Limits != nil {
+		return *i.Limits
+	}
+	l := vmm.NetLimit{BytesPerSecond: i.Rate.Bytes, PacketsPerSecond: i.Rate.Packets, Burst: i.Rate.Burst}
+	return vmm.NetLimits{TX: l, RX: l}
 }
 
 // netForms tell what the value of -net may be.
