@@ -80,6 +80,7 @@ var rules = []rule{
 	{"builder/archive", []string{"builder/tree", "builder/blob", "github.com/klauspost/compress/...", "github.com/mikelolasagasti/xz", sys}, []string{"builder/archive/archivetest"}, "an archive is bytes to a tree and back"},
 	{"builder/archive/archivetest", []string{"github.com/klauspost/compress/zstd"}, nil, "archives for tests are made of bytes"},
 	{"builder/image/ffs/ffstest", []string{"builder/tree"}, nil, "what checks the writer shares nothing with it"},
+	{"builder/store", []string{"builder/spec", "builder/sign", "builder/tree", "builder/blob", "github.com/klauspost/compress/zstd", sys}, []string{"github.com/google/go-containerregistry/pkg/v1/layout"}, "a store of images knows what an image is, and neither who makes nor who runs it"},
 	{"builder/image/ffs", []string{"builder/tree"}, []string{"builder/image/ffs/ffstest"}, "a file system is made of a tree and goes to an io.WriterAt"},
 	{"builder/image/gpt", nil, nil, "a partition table is bytes and their meaning"},
 	{"builder/image", []string{"builder/tree", "builder/image/ffs", "builder/image/gpt"}, []string{"builder/image/ffs/ffstest"}, "an image is a tree in a file, and knows neither who builds nor who boots it"},

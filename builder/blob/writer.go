@@ -110,6 +110,9 @@ func (w *Writer) more(n int64) error {
 // Size is the number of bytes so far.
 func (w *Writer) Size() int64 { return w.size }
 
+// Digest is that of the bytes so far: who expects another need not commit.
+func (w *Writer) Digest() string { return tree.DigestPrefix + hex.EncodeToString(w.h.Sum(nil)) }
+
 // Commit puts the content under its digest. See Store.Sync for when it is on disk.
 func (w *Writer) Commit() (Blob, error) {
 	if err := w.more(0); err != nil {
