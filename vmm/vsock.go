@@ -18,6 +18,12 @@ type VsockListener = muxer.Listener
 // VsockStats are the device's counters.
 type VsockStats = vsock.Stats
 
+// MinVsockCID and MaxVsockCID bound a guest's address.
+const (
+	MinVsockCID = vsock.MinCID
+	MaxVsockCID = vsock.MaxCID
+)
+
 // Errors of connections.
 var (
 	ErrVsockRefused = muxer.ErrRefused // nobody listens on the guest's port

@@ -68,6 +68,9 @@ func (b *bootFlags) config(argv []string, s streams) (vmm.Config, error) {
 	if err := checkConsole(b.console); err != nil {
 		return cfg, err
 	}
+	if cfg.Vsock, err = parseVsock(b.vsock); err != nil {
+		return cfg, err
+	}
 	if cfg.Confine, err = confinement(b.confine, b.console); err != nil {
 		return cfg, err
 	}

@@ -27,7 +27,7 @@ exit=7, reboot=cf9, triple, hostile=all, count=100000; "help" lists them.
       --disk FILE[,ro][,overlay]   use this disk instead of a scratch one
       --timeout 60s    end the machine after that long
       --timeline       print when each phase of the start was reached
-      --console --cpu --hugepages --confine --trace -v   as for a boot
+      --console --cpu --hugepages --confine --trace --vsock -v   as for a boot
       --net --publish --host-service --host-link --egress --egress-file
       --name --mac --mtu --rate --dns --search --pcap --audit   the network: too
 `

@@ -16,6 +16,7 @@ import (
 // bootFlags are the flags of a boot, as typed.
 type bootFlags struct {
 	kernel, memory, append, console, cpu, confine string
+	vsock                                         string
 	disks, initrds, env, files, secrets, fwcfg    []string
 	cpus                                          int
 	timeout                                       time.Duration
@@ -54,6 +55,7 @@ func (b *bootFlags) machine(f *pflag.FlagSet, memory string, timeout time.Durati
 	f.BoolVar(&b.hugepages, "hugepages", false, "RAM from the host's reserved 2 MiB pages")
 	f.StringVar(&b.confine, "confine", "enforce", "seccomp and Landlock, a `MODE`: enforce, log, trap or off")
 	f.BoolVar(&b.trace, "trace", false, "a line on standard error for every exit of the guest")
+	f.StringVar(&b.vsock, "vsock", "", "virtio sockets, `CID,PATH` of the guest and of a Unix socket")
 	b.network(f)
 	f.BoolVarP(&b.verbose, "verbose", "v", false, "say what the monitor does")
 	f.BoolVarP(&b.help, "help", "h", false, "show the help")

@@ -64,6 +64,11 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 		return err
 	}
 	defer con.close()
+	sockets, err := openVsock(&cfg)
+	if err != nil {
+		return err
+	}
+	defer sockets.close()
 	o.api.attach(&cfg, con, cancel)
 
 	// A reader that goes away ends the machine, as it ends any filter; for
@@ -94,12 +99,14 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 	for _, path := range nw.Sockets() {
 		con.job.Sockets = append(con.job.Sockets, socketFile{Path: path})
 	}
+	con.job.Sockets = append(con.job.Sockets, sockets.job()...)
 	if !con.job.none() {
 		k, err := startKeeper(con.job, s.in)
 		if err != nil {
 			cfg.Log.Warn("the terminal or socket will not be put right if this process is killed", "err", err)
 		} else {
 			nw.KeptSockets()
+			sockets.kept = true
 			if con.kept != nil {
 				con.kept()
 			}
