@@ -39,6 +39,7 @@ const demoScratch = 16 << 20
 func demoFlags(b *bootFlags, timeline *bool) *pflag.FlagSet {
 	f := pflag.NewFlagSet("demo", pflag.ContinueOnError)
 	b.machine(f, "64M", time.Minute)
+	b.verbosely(f, "v")
 	f.BoolVar(timeline, "timeline", false, "print when each phase of the start was reached")
 	return f
 }

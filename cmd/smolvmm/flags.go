@@ -24,12 +24,31 @@ type bootFlags struct {
 	net                                           network.Flags
 	plan                                          *network.Plan // of net, by config
 	api                                           apiFlags
-	log                                           *slog.Logger // nil: config makes one
+	log                                           *slog.Logger   // nil: config makes one
+	init                                          map[string]any // fields of smolinit's document, besides those of other flags
 }
 
 func (b *bootFlags) set() *pflag.FlagSet {
 	f := pflag.NewFlagSet("smolvmm", pflag.ContinueOnError)
 	f.SortFlags = false
+	f.BoolVar(&b.version, "version", false, "print the version")
+	b.guest(f)
+	b.machine(f, defaultMemory, 0)
+	b.api.set(f)
+	b.verbosely(f, "v")
+	return f
+}
+
+// defaultMemory is a boot's.
+const defaultMemory = "256M"
+
+// verbosely adds the flag, whose shorthand is another's with `run`.
+func (b *bootFlags) verbosely(f *pflag.FlagSet, shorthand string) {
+	f.BoolVarP(&b.verbose, "verbose", shorthand, false, "say what the monitor does")
+}
+
+// guest adds the flags of what runs in the machine.
+func (b *bootFlags) guest(f *pflag.FlagSet) {
 	f.StringVarP(&b.kernel, "kernel", "k", "", "`FILE` with a PVH kernel, ELF or gzip (default: newest fetched one)")
 	f.StringVarP(&b.append, "append", "a", "", "kernel arguments, `TEXT`; root=ld0a console=com where it names neither")
 	f.StringArrayVar(&b.initrds, "initrd", nil, "PVH module, a `FILE`; repeatable")
@@ -37,10 +56,6 @@ func (b *bootFlags) set() *pflag.FlagSet {
 	f.StringArrayVarP(&b.files, "file", "E", nil, "file for the guest's command, `NAME=FILE`; repeatable")
 	f.StringArrayVar(&b.secrets, "secret", nil, "secret from the environment or a file, `NAME[=@FILE]`; repeatable")
 	f.StringArrayVar(&b.fwcfg, "fw_cfg", nil, "raw item as in QEMU, `name=…,string=…|file=…`; repeatable")
-	f.BoolVar(&b.version, "version", false, "print the version")
-	b.machine(f, "256M", 0)
-	b.api.set(f)
-	return f
 }
 
 // machine adds the flags that the demo guest takes as well.
@@ -57,7 +72,6 @@ func (b *bootFlags) machine(f *pflag.FlagSet, memory string, timeout time.Durati
 	f.BoolVar(&b.trace, "trace", false, "a line on standard error for every exit of the guest")
 	f.StringVar(&b.vsock, "vsock", "", "virtio sockets, `CID,PATH` of the guest and of a Unix socket")
 	b.network(f)
-	f.BoolVarP(&b.verbose, "verbose", "v", false, "say what the monitor does")
 	f.BoolVarP(&b.help, "help", "h", false, "show the help")
 }
 
@@ -101,6 +115,11 @@ func (d *duration) Set(s string) error {
 var valueForms = map[string]string{
 	"cpus":    "a number from 1 to 32",
 	"timeout": "a length of time like 30s, 5m or 1h30m",
+
+	"ready-timeout": "a length of time like 30s, 5m or 1h30m",
+	"time":          "a length of time like 10s, or seconds",
+	"interval":      "a length of time like 1s",
+	"tail":          "a number of lines",
 }
 
 // parse reads args into f, telling a usage error from everything else. It

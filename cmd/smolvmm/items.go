@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -63,6 +64,7 @@ func (b *bootFlags) items(argv []string, rootRO bool, env func(string) (string, 
 		return out, err
 	}
 	config := map[string]any{}
+	maps.Copy(config, b.init)
 	if len(argv) > 0 {
 		config["argv"] = argv
 	}

@@ -12,13 +12,16 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/machines"
 )
 
 // The keeper is a second process, this program again, that waits for the
 // monitor to end and then does what the monitor may not have been able to: put
 // the terminal back after a panic, SIGKILL or a death by the jail, and remove
 // the sockets of the console and of published ports, which a jailed process may
-// not do. It exists only with a console on a terminal, or with a socket.
+// not do. It exists only with a console on a terminal, with a socket, or for a
+// machine that is to be removed at its end.
 
 // keeperName is its argv[0].
 const keeperName = "smolvmm-keeper"
@@ -30,6 +33,14 @@ type keeperJob struct {
 	Raw, Cooked *unix.Termios `json:",omitempty"`
 	// Sockets are to be removed, those that are still the same.
 	Sockets []socketFile `json:",omitempty"`
+	// Machine is to be removed.
+	Machine *keptMachine `json:",omitempty"`
+}
+
+// keptMachine is a machine, and where it is looked for: the keeper has no
+// environment.
+type keptMachine struct {
+	Name, Data, Runtime string
 }
 
 // socketFile is a Unix socket in the file system: its path, which startKeeper
@@ -40,7 +51,9 @@ type socketFile struct {
 }
 
 // none: there is nothing to do.
-func (j keeperJob) none() bool { return j.Raw == nil && j.Cooked == nil && len(j.Sockets) == 0 }
+func (j keeperJob) none() bool {
+	return j.Raw == nil && j.Cooked == nil && len(j.Sockets) == 0 && j.Machine == nil
+}
 
 // keeper is the monitor's end of it.
 type keeper struct {
@@ -141,5 +154,10 @@ func (j keeperJob) do(tty int) {
 		if unix.Lstat(f.Path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK && st.Ino == f.Inode {
 			_ = unix.Unlink(f.Path)
 		}
+	}
+	if m := j.Machine; m != nil {
+		s := machines.At(m.Data, m.Runtime)
+		_ = s.Wait(m.Name) // the monitor's descriptors go one after the other
+		_ = s.Remove(m.Name)
 	}
 }

@@ -45,12 +45,19 @@ type streams struct {
 	exit func(status int)
 	// started is told that the guest is about to run; tests break things then.
 	started func()
+	// parent is who waits for a detached machine to be ready; nil in all other
+	// processes.
+	parent *parent
 }
 
 func main() {
 	if len(os.Args) > 0 && os.Args[0] == keeperName {
 		keeperMain()
 		return
+	}
+	if len(os.Args) > 0 && os.Args[0] == machineName {
+		growStack()
+		os.Exit(machineMain(os.Args[1:]))
 	}
 	growStack()
 	os.Exit(run(os.Args[1:], ownStreams()))
@@ -116,6 +123,16 @@ const (
 // commands are all of them, in the order of the help.
 func commands() []command {
 	return []command{
+		{name: "run", group: groupMachines, summary: "run a machine with a name, here or in the background", help: runHelp, run: runCommand, flags: func() *pflag.FlagSet { return new(runFlags).set() }, names: imageNames},
+		{name: "ps", group: groupMachines, summary: "list machines", help: psHelp, run: psCommand, flags: func() *pflag.FlagSet { return new(psFlags).set() }},
+		{name: "logs", group: groupMachines, summary: "show what a machine has printed", help: logsHelp, run: logsCommand, flags: func() *pflag.FlagSet { return new(logsFlags).set() }, names: machineNames},
+		{name: "stop", group: groupMachines, summary: "ask machines to shut down, then end them", help: stopHelp, run: stopCommand, flags: func() *pflag.FlagSet { return new(stopFlags).set() }, names: machineNames},
+		{name: "kill", group: groupMachines, summary: "end machines as if their power were cut", help: killHelp, run: killCommand, flags: helpOnly("kill"), names: machineNames},
+		{name: "wait", group: groupMachines, summary: "wait for machines to end", help: waitHelp, run: waitCommand, flags: helpOnly("wait"), names: machineNames},
+		{name: "rm", group: groupMachines, summary: "remove machines that have ended", help: rmHelp, run: rmCommand, flags: func() *pflag.FlagSet { return new(rmFlags).set() }, names: machineNames},
+		{name: "inspect", group: groupMachines, summary: "show all that is known of machines, as JSON", help: inspectHelp, run: inspectCommand, flags: helpOnly("inspect"), names: machineNames},
+		{name: "stats", group: groupMachines, summary: "show what machines use, live", help: statsHelp, run: statsCommand, flags: func() *pflag.FlagSet { return new(statsFlags).set() }, names: machineNames},
+		{name: "cleanup", group: groupMachines, summary: "remove what dead machines left behind", help: cleanupHelp, run: cleanupCommand, flags: func() *pflag.FlagSet { return new(cleanupFlags).set() }},
 		{name: "demo", group: groupOther, summary: "boot the built-in test guest", help: demoHelp, run: demoRun, flags: func() *pflag.FlagSet { return demoFlags(new(bootFlags), new(bool)) }},
 		{name: "kernel", group: groupImages, summary: "fetch and list NetBSD's own kernels", help: kernelHelp, run: kernelCommand, flags: func() *pflag.FlagSet { return kernelFlags(new(kernels.Options), new(bool)) }},
 		{name: "doctor", group: groupOther, summary: "say whether machines can run here", help: doctorHelp, run: doctor},
@@ -127,19 +144,23 @@ func commands() []command {
 func run(args []string, s streams) int {
 	err := dispatch(args, s)
 	var st *statusError
+	if err != nil && (!errors.As(err, &st) || st.err != nil) {
+		complain(s, err)
+	}
+	return statusFor(err)
+}
+
+// statusFor is the exit status that an error stands for.
+func statusFor(err error) int {
+	var st *statusError
+	var usage *usageError
+	var cfg *vmm.ConfigError
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &st):
-		if st.err != nil {
-			complain(s, st.err)
-		}
 		return st.status
-	}
-	complain(s, err)
-	var usage *usageError
-	var cfg *vmm.ConfigError
-	if errors.As(err, &usage) || errors.As(err, &cfg) {
+	case errors.As(err, &usage), errors.As(err, &cfg):
 		return statusUsage
 	}
 	return statusMonitor

@@ -30,6 +30,9 @@ func TestMain(m *testing.M) {
 		keeperMain()
 		return
 	}
+	if os.Args[0] == machineName {
+		os.Exit(machineMain(os.Args[1:]))
+	}
 	switch mode := os.Getenv(asProgram); mode {
 	case "":
 	case "leader":

@@ -42,6 +42,7 @@ type runOptions struct {
 	registers bool               // print them when the guest did not end by itself
 	verbose   bool               // tell what is done
 	plan      *network.Plan      // of the network
+	named     *namedMachine      // what else a machine with a name has; nil: it has none
 	api       *apiServer         // who asks about it over HTTP; nil: nobody
 	after     func(*vmm.Machine) // called when the guest has ended
 }
@@ -53,7 +54,13 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 	defer wipe(cfg.Items)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	defer func() { o.api.release(err) }()
+	// Last of all the name is free, and the keeper does what it was told.
+	var k *keeper
+	defer func() {
+		o.api.release(err)
+		o.named.release(err)
+		k.release()
+	}()
 	nw, err := o.openNetwork(&cfg, s)
 	if err != nil {
 		return err
@@ -69,6 +76,7 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 		return err
 	}
 	defer sockets.close()
+	o.named.attach(&cfg, con, cancel)
 	o.api.attach(&cfg, con, cancel)
 
 	// A reader that goes away ends the machine, as it ends any filter; for
@@ -101,8 +109,7 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 	}
 	con.job.Sockets = append(con.job.Sockets, sockets.job()...)
 	if !con.job.none() {
-		k, err := startKeeper(con.job, s.in)
-		if err != nil {
+		if k, err = startKeeper(con.job, s.in); err != nil {
 			cfg.Log.Warn("the terminal or socket will not be put right if this process is killed", "err", err)
 		} else {
 			nw.KeptSockets()
@@ -111,7 +118,6 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 				con.kept()
 			}
 		}
-		defer k.release()
 	}
 	defer tty.restore()
 	if err := tty.enter(); err != nil {
@@ -146,10 +152,14 @@ func runMachine(cfg vmm.Config, o runOptions, s streams) (err error) {
 	}
 	s.started()
 	<-watching
+	if err := o.named.running(ctx, nw); err != nil {
+		return err
+	}
 	o.api.running(m, nw)
 	exit, err := m.Run(ctx)
 	o.api.ended(exit, err)
 	nw.Ended(endOf(exit, err), m.NetStats())
+	o.named.ended(exit, err)
 	tty.restore()
 	if err != nil {
 		return err
@@ -263,7 +273,7 @@ func statusOf(e vmm.Exit) error {
 		switch {
 		case errors.Is(e.Cause, errQuit):
 			end.status = statusQuit
-		case errors.Is(e.Cause, errTimeout):
+		case errors.Is(e.Cause, errTimeout), errors.Is(e.Cause, errNotReady):
 			end.status = statusTimeout
 		case errors.As(e.Cause, &sig):
 			end.status = statusSignal + int(sig.sig)

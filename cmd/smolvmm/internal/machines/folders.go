@@ -27,7 +27,7 @@ func Open(env func(string) (string, bool)) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{data: filepath.Join(data, "machines"), run: filepath.Join(run, "machines"), audit: filepath.Join(data, "audit.log")}
+	s := At(filepath.Join(data, "machines"), filepath.Join(run, "machines"))
 	for _, dir := range []string{s.data, s.run} {
 		if err := ownFolder(dir); err != nil {
 			return nil, err
@@ -35,6 +35,14 @@ func Open(env func(string) (string, bool)) (*Store, error) {
 	}
 	return s, nil
 }
+
+// At is the store in folders that Open has found, as Folders gives them.
+func At(data, run string) *Store {
+	return &Store{data: data, run: run, audit: filepath.Join(filepath.Dir(data), "audit.log")}
+}
+
+// Folders are where machines are: what lasts, and sockets.
+func (s *Store) Folders() (data, run string) { return s.data, s.run }
 
 // DataFolder gives the user's folder for what lasts, and makes it.
 func DataFolder(env func(string) (string, bool)) (string, error) {

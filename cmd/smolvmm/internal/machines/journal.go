@@ -52,9 +52,12 @@ func (c *Claim) Note(r Record) error {
 // readJournal takes in what the journal tells, as far as its lines are whole.
 func (m *Machine) readJournal() {
 	b, err := readBounded(filepath.Join(m.dir, journalName), maxJournal)
-	if err != nil {
-		return
+	if err == nil {
+		m.takeJournal(b)
 	}
+}
+
+func (m *Machine) takeJournal(b []byte) {
 	for line := range bytes.Lines(b) {
 		var r Record
 		if line[len(line)-1] != '\n' || json.Unmarshal(line, &r) != nil {

@@ -78,3 +78,26 @@ func (s *Store) Wait(name string) error {
 	defer f.Close()
 	return waitLock(f)
 }
+
+// Outcome waits until a machine has ended and tells how; also of one that is
+// removed at its end, if the files could be had before.
+func (s *Store) Outcome(name string) (View, error) {
+	dir := filepath.Join(s.data, name)
+	// Held open, the journal can be read when it has lost its name.
+	j, err := os.Open(filepath.Join(dir, journalName))
+	if err != nil {
+		return View{}, err
+	}
+	defer j.Close()
+	if err := s.Wait(name); err != nil {
+		return View{}, err
+	}
+	m := &Machine{dir: dir}
+	m.Spec.Name = name
+	b, err := readOpen(j, maxJournal)
+	if err != nil {
+		return View{}, err
+	}
+	m.takeJournal(b)
+	return m.View(m.Last.Time), nil
+}

@@ -245,7 +245,10 @@ func (c *Claim) Discard() error { return c.discard() }
 
 func (c *Claim) discard() error {
 	c.closeFiles()
-	return c.store.Remove(c.Spec.Name)
+	if err := c.store.Remove(c.Spec.Name); !errors.Is(err, ErrNone) {
+		return err
+	}
+	return nil
 }
 
 // Machine is what the files tell of one.
@@ -319,12 +322,16 @@ func readBounded(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
+	return readOpen(f, limit)
+}
+
+func readOpen(f *os.File, limit int64) ([]byte, error) {
 	st, err := f.Stat()
 	switch {
 	case err != nil:
 		return nil, err
 	case !st.Mode().IsRegular() || st.Size() > limit:
-		return nil, fmt.Errorf("%s: not a file of at most %d bytes", path, limit)
+		return nil, fmt.Errorf("%s: not a file of at most %d bytes", f.Name(), limit)
 	}
 	b := make([]byte, st.Size())
 	n, err := f.ReadAt(b, 0)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -294,6 +295,49 @@ func (n *Network) Created() error {
 		}
 	})
 	return nil
+}
+
+// Addrs tells where published ports listen and where they lead, a line for each.
+func (n *Network) Addrs() (out []string) {
+	if n.set == nil {
+		return nil
+	}
+	for _, p := range n.set.Addrs() {
+		for _, a := range p.Addrs {
+			out = append(out, fmt.Sprintf("%v->%d/%s", a, p.Spec.GuestPort, strings.Replace(p.Spec.Network, "unix", "tcp", 1)))
+		}
+	}
+	return out
+}
+
+// How long a guest's port that is waited for is tried, and left alone in between.
+const (
+	tryPort   = time.Second
+	pausePort = 20 * time.Millisecond
+)
+
+// Answers waits until the guest takes a TCP connection at a port, or ctx is done.
+func (n *Network) Answers(ctx context.Context, port uint16) error {
+	if len(n.stacks) == 0 {
+		return errors.New("the machine has no network to ask a port over")
+	}
+	s := n.stacks[0].wait()
+	if s == nil {
+		return n.stacks[0].err
+	}
+	for {
+		try, cancel := context.WithTimeout(ctx, tryPort)
+		c, err := s.DialContext(try, "tcp", net.JoinHostPort("guest", strconv.Itoa(int(port))))
+		cancel()
+		if err == nil {
+			return c.Close()
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pausePort): // a guest does not say that it listens now
+		}
+	}
 }
 
 // Ended says how the machine ended, for the audit log, and what its interfaces

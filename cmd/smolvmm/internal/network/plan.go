@@ -99,6 +99,9 @@ func (f Flags) rules() (*policy.Policy, error) {
 // nothing: the flags ask for no interface and no log.
 func (p *Plan) nothing() bool { return len(p.Interfaces) == 0 && p.audit == "" }
 
+// Sockets are the paths of Unix sockets that will be listened on.
+func (p *Plan) Sockets() []string { return p.unixPaths() }
+
 // unixPaths are the Unix sockets to publish.
 func (p *Plan) unixPaths() (paths []string) {
 	for _, s := range p.publish {

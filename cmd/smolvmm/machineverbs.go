@@ -1,0 +1,593 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/machines"
+)
+
+const psHelp = `smolvmm ps lists machines.
+
+Usage: smolvmm ps [flags]
+
+  -a, --all            those that have ended, too
+  -q, --quiet          names only
+      --format FORM    table (default) or json, one array
+
+States: starting, running, ready (the guest said so), paused, ended (with the
+exit status), dead (its process was killed: smolvmm cleanup removes it).
+CPU is the share of one processor since the start, MEMORY what of the guest's
+is in the host's RAM, with the monitor's own.
+`
+
+type psFlags struct {
+	all, quiet, help bool
+	format           string
+}
+
+func (p *psFlags) set() *pflag.FlagSet {
+	f := pflag.NewFlagSet("ps", pflag.ContinueOnError)
+	f.BoolVarP(&p.all, "all", "a", false, "those that have ended, too")
+	f.BoolVarP(&p.quiet, "quiet", "q", false, "names only")
+	f.StringVar(&p.format, "format", "table", "`FORM`: table or json")
+	f.BoolVarP(&p.help, "help", "h", false, "show the help")
+	return f
+}
+
+const inspectHelp = `smolvmm inspect shows all that is known of machines, as JSON.
+
+Usage: smolvmm inspect NAME…
+
+Values of variables and secrets are not kept, and so not shown.
+`
+
+const killHelp = `smolvmm kill ends machines as if their power were cut.
+
+Usage: smolvmm kill NAME…
+`
+
+const waitHelp = `smolvmm wait waits for machines to end and prints their exit statuses.
+
+Usage: smolvmm wait NAME…
+
+Its own exit status is the last machine's.
+`
+
+const rmHelp = `smolvmm rm removes machines that have ended: overlay, log, name.
+
+Usage: smolvmm rm [-f] NAME…
+
+  -f, --force          kill those that run; one that is not there is no error
+`
+
+type rmFlags struct{ force, help bool }
+
+func (r *rmFlags) set() *pflag.FlagSet {
+	f := pflag.NewFlagSet("rm", pflag.ContinueOnError)
+	f.BoolVarP(&r.force, "force", "f", false, "kill those that run")
+	f.BoolVarP(&r.help, "help", "h", false, "show the help")
+	return f
+}
+
+const stopHelp = `smolvmm stop asks machines to shut down, waits, and ends them.
+
+Usage: smolvmm stop [-t TIME] NAME…
+
+  -t, --time TIME      how long the guest may take (default 10s)
+
+A guest with nobody in it who could be asked is ended at once, as with kill:
+its disks are closed in order, what it had not written is lost.
+`
+
+type stopFlags struct {
+	grace time.Duration
+	help  bool
+}
+
+func (o *stopFlags) set() *pflag.FlagSet {
+	f := pflag.NewFlagSet("stop", pflag.ContinueOnError)
+	o.grace = 10 * time.Second
+	f.VarP((*duration)(&o.grace), "time", "t", "`TIME` that the guest may take")
+	f.BoolVarP(&o.help, "help", "h", false, "show the help")
+	return f
+}
+
+const logsHelp = `smolvmm logs shows what a machine has printed on its console.
+
+Usage: smolvmm logs [flags] NAME
+
+  -f, --follow         go on until the machine has ended
+      --since TIME     from then on: 10m (ago), or 2026-01-02T15:04:05Z
+  -n, --tail N         the last N lines
+  -t, --timestamps     a time before each line
+      --monitor        what its process had to say, not the guest
+
+The log is bounded: at least the last 2 MiB are kept.
+`
+
+type logsFlags struct {
+	follow, times, monitor, help bool
+	since                        string
+	tail                         int
+}
+
+func (l *logsFlags) set() *pflag.FlagSet {
+	f := pflag.NewFlagSet("logs", pflag.ContinueOnError)
+	f.BoolVarP(&l.follow, "follow", "f", false, "go on until the machine has ended")
+	f.StringVar(&l.since, "since", "", "from `TIME` on: 10m (ago), or 2026-01-02T15:04:05Z")
+	f.IntVarP(&l.tail, "tail", "n", -1, "the last `N` lines")
+	f.BoolVarP(&l.times, "timestamps", "t", false, "a time before each line")
+	f.BoolVar(&l.monitor, "monitor", false, "what its process had to say")
+	f.BoolVarP(&l.help, "help", "h", false, "show the help")
+	return f
+}
+
+const cleanupHelp = `smolvmm cleanup removes what dead machines left behind.
+
+Usage: smolvmm cleanup [--all]
+
+That is machines whose process was killed, those run with --rm that are still
+there, and sockets and folders that belong to none.
+
+      --all            every machine that has ended
+`
+
+type cleanupFlags struct{ all, help bool }
+
+func (c *cleanupFlags) set() *pflag.FlagSet {
+	f := pflag.NewFlagSet("cleanup", pflag.ContinueOnError)
+	f.BoolVar(&c.all, "all", false, "every machine that has ended")
+	f.BoolVarP(&c.help, "help", "h", false, "show the help")
+	return f
+}
+
+// helpOnly is the flags of a command that has none but -h.
+func helpOnly(name string) func() *pflag.FlagSet {
+	return func() *pflag.FlagSet {
+		f := pflag.NewFlagSet(name, pflag.ContinueOnError)
+		f.BoolP("help", "h", false, "show the help")
+		return f
+	}
+}
+
+// verb reads the flags and names of a command, shows its help if asked to, and
+// opens the store. most bounds the names; done says that there is no more to do.
+func verb(f *pflag.FlagSet, args []string, help string, least, most int, s streams) (names []string, store *machines.Store, done bool, err error) {
+	flags, words, err := splitWords(f, args)
+	if err != nil {
+		return nil, nil, false, err
+	}
+	if _, err := parse(f, flags); err != nil {
+		return nil, nil, false, err
+	}
+	if asked, _ := f.GetBool("help"); asked {
+		fmt.Fprint(s.out, help)
+		return nil, nil, true, nil
+	}
+	switch {
+	case len(words) < least:
+		return nil, nil, false, usagef("%s: which machine? smolvmm ps -a lists them", f.Name())
+	case len(words) > most:
+		return nil, nil, false, usagef("%s: %q: too many words (smolvmm help %s)", f.Name(), words[most], f.Name())
+	}
+	store, err = machines.Open(s.env)
+	return words, store, false, err
+}
+
+// many is as many names as one likes.
+const many = 1 << 20
+
+// each does something for each machine, and goes on after an error.
+func each(names []string, s streams, do func(name string) error) error {
+	var last error
+	for _, name := range names {
+		if err := do(name); err != nil {
+			if last != nil {
+				complain(s, last)
+			}
+			last = named(err)
+		}
+	}
+	return last
+}
+
+// named makes errors about machines the user's to mend.
+func named(err error) error {
+	var running *machines.RunningError
+	if errors.Is(err, machines.ErrNone) || errors.As(err, &running) {
+		return usagef("%w", err)
+	}
+	return err
+}
+
+func psCommand(args []string, s streams) error {
+	var p psFlags
+	_, store, done, err := verb(p.set(), args, psHelp, 0, 0, s)
+	if done || err != nil {
+		return err
+	}
+	if p.format != "table" && p.format != "json" {
+		return usagef("-format %q: must be table or json", p.format)
+	}
+	ms, err := store.List()
+	if err != nil {
+		return err
+	}
+	vs := views(ms, p.all)
+	switch {
+	case p.quiet:
+		for _, v := range vs {
+			fmt.Fprintln(s.out, v.Name)
+		}
+		return nil
+	case p.format == "json":
+		return printJSON(s.out, vs)
+	}
+	return machines.Table(s.out, vs)
+}
+
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// inspected is a machine as inspect shows it.
+type inspected struct {
+	machines.View
+	Spec machines.Spec `json:"spec"`
+}
+
+func inspectCommand(args []string, s streams) error {
+	names, store, done, err := verb(helpOnly("inspect")(), args, inspectHelp, 1, many, s)
+	if done || err != nil {
+		return err
+	}
+	out := []inspected{}
+	err = each(names, s, func(name string) error {
+		m, err := store.Get(name)
+		if err == nil {
+			out = append(out, inspected{views([]*machines.Machine{m}, true)[0], m.Spec})
+		}
+		return err
+	})
+	return errors.Join(printJSON(s.out, out), err)
+}
+
+func logsCommand(args []string, s streams) error {
+	var l logsFlags
+	f := l.set()
+	names, store, done, err := verb(f, args, logsHelp, 1, 1, s)
+	if done || err != nil {
+		return err
+	}
+	o := machines.LogOptions{Follow: l.follow, Tail: l.tail, Times: l.times}
+	if f.Changed("tail") && l.tail < 0 {
+		return usagef("-tail %d: must be a number of lines", l.tail)
+	}
+	if l.monitor {
+		o.Stream = machines.Monitor
+	}
+	if o.Since, err = parseSince(l.since, time.Now()); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	_, stop := watchSignals(ctx, cancel, nil, s)
+	defer stop()
+	return named(signalled(ctx, store.Logs(ctx, names[0], o, s.out)))
+}
+
+// signalled gives a command that a signal ended its status, without a word.
+func signalled(ctx context.Context, err error) error {
+	var sig signalError
+	if err != nil && errors.As(context.Cause(ctx), &sig) {
+		return &statusError{status: statusSignal + int(sig.sig)}
+	}
+	return err
+}
+
+// parseSince reads a time: how long ago, or RFC 3339.
+func parseSince(s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	var ago duration
+	if ago.Set(s) == nil {
+		return now.Add(-time.Duration(ago)), nil
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02"} {
+		if t, err := time.ParseInLocation(layout, s, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	return time.Time{}, usagef("-since %q: must be a length of time like 10m, or a time like 2026-01-02T15:04:05Z", s)
+}
+
+func waitCommand(args []string, s streams) error {
+	names, store, done, err := verb(helpOnly("wait")(), args, waitHelp, 1, many, s)
+	if done || err != nil {
+		return err
+	}
+	status := 0
+	err = each(names, s, func(name string) error {
+		if _, err := store.Get(name); err != nil {
+			return err
+		}
+		v, err := store.Outcome(name)
+		if err != nil {
+			return err
+		}
+		status = statusMonitor // one that was killed has none
+		if v.Status != nil {
+			status = *v.Status
+		}
+		fmt.Fprintln(s.out, strconv.Itoa(status))
+		return nil
+	})
+	if err == nil && status != 0 {
+		err = &statusError{status: status}
+	}
+	return err
+}
+
+func rmCommand(args []string, s streams) error {
+	var r rmFlags
+	names, store, done, err := verb(r.set(), args, rmHelp, 1, many, s)
+	if done || err != nil {
+		return err
+	}
+	return each(names, s, func(name string) error {
+		m, err := store.Get(name)
+		if errors.Is(err, machines.ErrNone) && r.force {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if r.force && m.Alive {
+			if err := end(store, m, 0, s); err != nil {
+				return err
+			}
+		}
+		err = store.Remove(name)
+		if errors.Is(err, machines.ErrNone) && r.force {
+			return nil // it was to go at its end
+		}
+		return errors.Join(err, audit(store, m, machines.AuditRemove, "smolvmm rm", err))
+	})
+}
+
+// audit writes a line for what was done, if it was.
+func audit(store *machines.Store, m *machines.Machine, event, reason string, err error) error {
+	if err != nil {
+		return nil
+	}
+	return store.Audit(m, event, reason)
+}
+
+func stopCommand(args []string, s streams) error {
+	var o stopFlags
+	names, store, done, err := verb(o.set(), args, stopHelp, 1, many, s)
+	if done || err != nil {
+		return err
+	}
+	return endEach(names, store, o.grace, s)
+}
+
+func killCommand(args []string, s streams) error {
+	names, store, done, err := verb(helpOnly("kill")(), args, killHelp, 1, many, s)
+	if done || err != nil {
+		return err
+	}
+	return endEach(names, store, 0, s)
+}
+
+func endEach(names []string, store *machines.Store, grace time.Duration, s streams) error {
+	return each(names, s, func(name string) error {
+		m, err := store.Get(name)
+		if err != nil {
+			return err
+		}
+		if !m.Alive {
+			return usagef("machine %s has ended already", name)
+		}
+		if err := end(store, m, grace, s); err != nil {
+			return err
+		}
+		fmt.Fprintln(s.out, name)
+		return nil
+	})
+}
+
+// How long a machine's process may take for its own end before it is killed: its
+// disks are flushed and its last words written.
+const (
+	endPatience  = 5 * time.Second
+	killPatience = 10 * time.Second
+)
+
+// end ends a machine: it is asked, if there is time, then its power is cut, and at
+// last its process is killed. It returns when the process has gone.
+func end(store *machines.Store, m *machines.Machine, grace time.Duration, s streams) error {
+	event, reason := machines.AuditStop, fmt.Sprintf("smolvmm stop, %v", grace)
+	if grace == 0 {
+		event, reason = machines.AuditKill, "smolvmm kill"
+	}
+	if err := store.Audit(m, event, reason); err != nil {
+		return err
+	}
+	gone := make(chan error, 1)
+	go func() { gone <- store.Wait(m.Spec.Name) }()
+	if err := ask(store, m, grace); err != nil {
+		complain(s, fmt.Errorf("machine %s: %w: its process is told to end", m.Spec.Name, err))
+		grace = 0
+		if err := store.Signal(m, unix.SIGTERM); err != nil {
+			return err
+		}
+	}
+	if isGone(gone, grace+endPatience) {
+		return nil
+	}
+	complain(s, fmt.Errorf("machine %s does not end: it is killed", m.Spec.Name))
+	if err := store.Signal(m, unix.SIGKILL); err != nil {
+		return err
+	}
+	if isGone(gone, killPatience) {
+		return nil
+	}
+	return fmt.Errorf("machine %s: process %d does not end though it was killed", m.Spec.Name, m.PID)
+}
+
+// isGone waits for the process's end, so long at most.
+func isGone(gone <-chan error, patience time.Duration) bool {
+	t := time.NewTimer(patience)
+	defer t.Stop()
+	select {
+	case <-gone:
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+func cleanupCommand(args []string, s streams) error {
+	var c cleanupFlags
+	_, store, done, err := verb(c.set(), args, cleanupHelp, 0, 0, s)
+	if done || err != nil {
+		return err
+	}
+	removed, err := store.Cleanup(c.all)
+	for _, name := range removed {
+		fmt.Fprintln(s.out, name)
+	}
+	return err
+}
+
+// views tells of machines, of those that are over only with all.
+func views(ms []*machines.Machine, all bool) []machines.View {
+	vs := []machines.View{}
+	now := time.Now()
+	for _, m := range ms {
+		if m.Alive || all {
+			vs = append(vs, m.View(now))
+		}
+	}
+	return vs
+}
+
+// ask asks a machine's process to end the machine within grace; without any it is
+// to end it at once. It returns when that is under way.
+func ask(store *machines.Store, m *machines.Machine, grace time.Duration) error {
+	return store.Signal(m, unix.SIGTERM)
+}
+
+const statsHelp = `smolvmm stats shows what machines use, live.
+
+Usage: smolvmm stats [--no-stream] [NAME…]
+
+      --no-stream      show it once
+      --interval TIME  how often (default 1s)
+
+CPU is the share of one processor since the last line, at first since the start.
+`
+
+type statsFlags struct {
+	once, help bool
+	interval   time.Duration
+}
+
+func (st *statsFlags) set() *pflag.FlagSet {
+	f := pflag.NewFlagSet("stats", pflag.ContinueOnError)
+	f.BoolVar(&st.once, "no-stream", false, "show it once")
+	st.interval = time.Second
+	f.Var((*duration)(&st.interval), "interval", "`TIME` between two views")
+	f.BoolVarP(&st.help, "help", "h", false, "show the help")
+	return f
+}
+
+func statsCommand(args []string, s streams) error {
+	var o statsFlags
+	names, store, done, err := verb(o.set(), args, statsHelp, 0, many, s)
+	if done || err != nil {
+		return err
+	}
+	if o.interval < 100*time.Millisecond {
+		return usagef("-interval %v: at least 100ms", o.interval)
+	}
+	for _, name := range names {
+		if _, err := store.Get(name); err != nil {
+			return named(err)
+		}
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	_, stop := watchSignals(ctx, cancel, nil, s)
+	defer stop()
+	tick := time.NewTicker(o.interval)
+	defer tick.Stop()
+	before := map[string]machines.View{}
+	for {
+		ms, err := store.List()
+		if err != nil {
+			return err
+		}
+		var b strings.Builder
+		vs := views(ms, false)
+		if err := statsTable(&b, vs, before, names); err != nil {
+			return err
+		}
+		if !o.once && onScreen(s.out) {
+			fmt.Fprint(s.out, "\x1b[H\x1b[2J") // the table stays where it is
+		}
+		if _, err := io.WriteString(s.out, b.String()); err != nil || o.once {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return signalled(ctx, context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+}
+
+// statsTable writes the table, and keeps what the next one is compared with.
+func statsTable(w io.Writer, vs []machines.View, before map[string]machines.View, names []string) error {
+	rows := [][]string{{"NAME", "CPU", "MEMORY", "LIMIT", "CPUS", "UPTIME"}}
+	for _, v := range vs {
+		if len(names) > 0 && !slices.Contains(names, v.Name) {
+			continue
+		}
+		cpu, span := v.CPU, v.Uptime
+		if b, ok := before[v.Name]; ok && b.PID == v.PID && v.Uptime > b.Uptime {
+			cpu, span = v.CPU-b.CPU, v.Uptime-b.Uptime
+		}
+		before[v.Name] = v
+		share := "-"
+		if span > 0 {
+			share = fmt.Sprintf("%.1f%%", 100*cpu/span)
+		}
+		rows = append(rows, []string{
+			v.Name, share, machines.Size(v.Used), machines.Size(v.Memory), strconv.Itoa(v.CPUs),
+			machines.Uptime(time.Duration(v.Uptime * float64(time.Second))),
+		})
+	}
+	return machines.Columns(w, rows)
+}
+
+func onScreen(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && isTerminal(f)
+}

@@ -1,0 +1,372 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/machines"
+	"github.com/smolvmm/smolvmm/vmm"
+)
+
+const runHelp = `smolvmm run runs a machine with a name.
+
+Usage: smolvmm run [flags] IMAGE [ARG]…
+       smolvmm run [flags] -f FILE.conf [IMAGE] [ARG]…
+       smolvmm run [flags] --kernel FILE [--disk FILE]… [-- COMMAND [ARG]…]
+
+IMAGE is an image of the store, or a disk image's path. Its disk stays as it is:
+changes go to an overlay that rm removes, unless --persist.
+
+  -d, --detach         go to the background once the guest is ready
+      --name NAME      the machine's name (default: a random one)
+      --rm             remove the machine when it has ended
+  -f, --service FILE   a service file: smolBSD's variables; flags win
+      --persist        changes go to the image itself
+  -v, --volume FILE[:FOLDER][:ro]   one more disk, mounted at the guest's folder
+      --env-file FILE  lines K=V, as with -e
+      --ready WHAT     start, mark[:N], console:REGEX or port:N (default mark)
+      --ready-timeout TIME   how long -d waits for that (default 60s)
+      --verify KEY     run only an image that was signed with KEY
+  -k, -m, -c, -a, -p, -e, -E, --secret, --disk, --net, --egress and every other
+      flag of a boot: smolvmm help boot (here -v is not --verbose)
+
+Without -d the console is here and the exit status the guest's. With -d the name
+is printed, and the status is 0 once the guest is ready; if it fails before, its
+end is told and the status is the guest's.
+
+  smolvmm run -d --name web -p 8080:80 web      smolvmm logs -f web
+  smolvmm run --rm -f etc/rescue.conf           smolvmm stop web
+`
+
+// runFlags are the flags of `smolvmm run`, as typed.
+type runFlags struct {
+	bootFlags
+	service, ready, verify string
+	envFiles, volumes      []string
+	readyTimeout           time.Duration
+	detach, remove         bool
+	persist                bool
+	image                  string
+}
+
+func (r *runFlags) set() *pflag.FlagSet {
+	f := pflag.NewFlagSet("run", pflag.ContinueOnError)
+	f.SortFlags = false
+	f.SetInterspersed(false) // what stands behind the image is the guest's
+	f.BoolVarP(&r.detach, "detach", "d", false, "go to the background once the guest is ready")
+	f.BoolVar(&r.remove, "rm", false, "remove the machine when it has ended")
+	f.StringVarP(&r.service, "service", "f", "", "service `FILE` with smolBSD's variables; flags win")
+	f.BoolVar(&r.persist, "persist", false, "changes go to the image itself, not to an overlay")
+	f.StringArrayVarP(&r.volumes, "volume", "v", nil, "one more disk, `FILE[:FOLDER][:ro]`; repeatable")
+	f.StringArrayVar(&r.envFiles, "env-file", nil, "`FILE` with variables, lines K=V; repeatable")
+	f.StringVar(&r.ready, "ready", "mark", "`WHAT` makes it ready: start, mark[:N], console:REGEX or port:N")
+	r.readyTimeout = time.Minute
+	f.Var((*duration)(&r.readyTimeout), "ready-timeout", "`TIME` that -d waits for the guest to be ready")
+	f.StringVar(&r.verify, "verify", "", "run only an image that was signed with `KEY`")
+	r.guest(f)
+	r.machine(f, defaultMemory, 0)
+	r.verbosely(f, "")
+	return f
+}
+
+// runCommand is `smolvmm run`.
+func runCommand(args []string, s streams) (err error) {
+	var r runFlags
+	f := r.set()
+	words, err := parseWords(f, args)
+	if err != nil {
+		return err
+	}
+	if r.help {
+		fmt.Fprint(s.out, runHelp)
+		return nil
+	}
+	if r.detach && s.parent == nil {
+		if f.Changed("console") && r.console == "stdio" {
+			return usagef("-console stdio: a machine in the background has no terminal; smolvmm logs shows what it prints")
+		}
+		return detach(args, s)
+	}
+	if r.detach && r.console == "stdio" {
+		r.console = "none"
+	}
+	ready, err := parseReady(r.ready)
+	if err != nil {
+		return err
+	}
+	argv, err := r.resolve(f, words, s)
+	if err != nil {
+		return err
+	}
+	store, err := machines.Open(s.env)
+	if err != nil {
+		return err
+	}
+	if r.net.Audit == "" {
+		r.net.Audit = store.AuditLog()
+	}
+	claim, err := r.claim(store, argv)
+	if err != nil {
+		return err
+	}
+	if s.parent != nil {
+		w := io.Writer(claim.Console.Stream(machines.Monitor))
+		s.parent.log.Store(&w)
+	}
+	// A machine that never ran leaves nothing.
+	ran := false
+	defer func() {
+		if !ran {
+			if derr := claim.Discard(); derr != nil && err == nil {
+				err = derr
+			}
+		}
+	}()
+	r.net.Name = claim.Spec.Name
+	cfg, err := r.config(argv, s)
+	if err != nil {
+		return err
+	}
+	r.overlays(cfg.Disks, claim)
+	if err := r.complete(claim, cfg); err != nil {
+		wipe(cfg.Items)
+		return err
+	}
+	o := r.options()
+	o.named = &namedMachine{claim: claim, ready: ready, patience: r.readyTimeout, parent: s.parent, log: cfg.Log}
+	o.named.onRun = func() { ran = true }
+	return runMachine(cfg, o, s)
+}
+
+// parseWords reads flags up to the first word that is none, and gives the words:
+// the first is the image, or "" where there is only a command behind "--".
+func parseWords(f *pflag.FlagSet, args []string) (words []string, err error) {
+	f.Usage = func() {}
+	if args, err = oneDash(f, args); err != nil {
+		return nil, err
+	}
+	if err := f.Parse(args); err != nil {
+		return nil, parseError(f, err)
+	}
+	words = f.Args()
+	if f.ArgsLenAtDash() == 0 {
+		return append([]string{""}, words...), nil
+	}
+	if len(words) > 1 && words[1] == "--" {
+		words = append(words[:1:1], words[2:]...)
+	}
+	return words, nil
+}
+
+// resolve finds what is to run: from the image, the service file and the flags,
+// the latter winning. It gives the guest's command.
+func (r *runFlags) resolve(f *pflag.FlagSet, words []string, s streams) (argv []string, err error) {
+	if len(words) > 0 {
+		r.image, argv = words[0], words[1:]
+	}
+	if r.service != "" {
+		if err := r.fromService(f, s); err != nil {
+			return nil, err
+		}
+	}
+	for _, path := range r.envFiles {
+		more, err := readEnvFile(path)
+		if err != nil {
+			return nil, err
+		}
+		r.env = append(more, r.env...) // -e wins
+	}
+	r.env = lastOfEach(r.env)
+	switch {
+	case r.image == "" && len(r.disks) == 0 && r.kernel == "":
+		return nil, usagef("run: no image: name one, or give --kernel and --disk (smolvmm run --help)")
+	case r.image == "":
+		if r.verify != "" {
+			return nil, usagef("-verify: files are not signed, images of the store are")
+		}
+		if len(r.disks) > 0 {
+			r.image = filepath.Base(strings.SplitN(r.disks[0], ",", 2)[0])
+		}
+	case strings.ContainsRune(r.image, '/') || strings.HasSuffix(r.image, ".img"):
+		if err := readable("run", r.image); err != nil {
+			return nil, err
+		}
+		if r.verify != "" {
+			return nil, usagef("-verify: %s is a file; images of the store are signed", r.image)
+		}
+		r.disks = append([]string{strings.ReplaceAll(r.image, ",", ",,")}, r.disks...)
+	default:
+		if err := r.fromStore(f, s); err != nil {
+			return nil, err
+		}
+	}
+	return argv, r.addVolumes()
+}
+
+// lastOfEach keeps the last of several settings of one variable.
+func lastOfEach(env []string) (out []string) {
+	seen := map[string]int{}
+	for _, e := range env {
+		k, _, _ := strings.Cut(e, "=")
+		if i, ok := seen[k]; ok {
+			out[i] = e
+			continue
+		}
+		seen[k] = len(out)
+		out = append(out, e)
+	}
+	return out
+}
+
+// addVolumes reads -v FILE[:FOLDER][:ro].
+func (r *runFlags) addVolumes() error {
+	var mounts []map[string]any
+	for _, v := range r.volumes {
+		path, target, ro := v, "", false
+		if p, ok := strings.CutSuffix(path, ":ro"); ok {
+			path, ro = p, true
+		}
+		if i := strings.LastIndex(path, ":/"); i > 0 {
+			path, target = path[:i], path[i+1:]
+		}
+		st, err := os.Stat(path)
+		switch {
+		case err != nil:
+			return usagef("-volume %s: %w", path, plain(err))
+		case st.IsDir():
+			return usagef("-volume %s: a folder of the host cannot be shared: give a disk image (smolvmm help run)", path)
+		}
+		disk := strings.ReplaceAll(path, ",", ",,")
+		if ro {
+			disk += ",ro"
+		}
+		if target != "" {
+			m := map[string]any{"type": "ffs", "source": fmt.Sprintf("/dev/ld%da", len(r.disks)), "target": target}
+			if ro {
+				m["options"] = []string{"ro"}
+			}
+			mounts = append(mounts, m)
+		}
+		r.disks = append(r.disks, disk)
+	}
+	if mounts != nil {
+		r.setInit("mounts", mounts)
+	}
+	return nil
+}
+
+func (r *runFlags) setInit(field string, value any) {
+	if r.init == nil {
+		r.init = map[string]any{}
+	}
+	r.init[field] = value
+}
+
+// claim takes the machine's name.
+func (r *runFlags) claim(store *machines.Store, argv []string) (*machines.Claim, error) {
+	spec := machines.Spec{
+		Image: r.image, Append: r.append, CPUs: r.cpus, Command: argv, Ready: r.ready, Remove: r.remove, Detach: r.detach,
+		Created: time.Now().Round(0), Audit: r.net.Audit,
+	}
+	if abs, err := filepath.Abs(spec.Audit); err == nil {
+		spec.Audit = abs
+	}
+	spec.Name = r.net.Name
+	const tries = 100
+	for try := range tries {
+		if r.net.Name == "" {
+			spec.Name = machines.RandomName(try)
+		}
+		c, err := store.Create(spec)
+		var used *machines.InUseError
+		switch {
+		case err == nil:
+			return c, nil
+		case errors.As(err, &used) && r.net.Name == "":
+			continue
+		case used != nil || machines.CheckName(spec.Name) != nil:
+			return nil, usagef("-name: %w", err)
+		default:
+			return nil, err
+		}
+	}
+	return nil, usagef("no random name is free: give one with --name")
+}
+
+// overlays keeps images as they are. Volumes are there to be written to.
+func (r *runFlags) overlays(disks []vmm.Disk, c *machines.Claim) {
+	if r.persist {
+		return
+	}
+	for i := range disks[:max(0, len(disks)-len(r.volumes))] {
+		d := &disks[i]
+		if d.ReadOnly || d.Overlay {
+			continue
+		}
+		d.Overlay = true
+		if !r.remove {
+			d.OverlayPath = filepath.Join(c.Dir(), fmt.Sprintf("ld%d.overlay", i))
+		}
+	}
+}
+
+// complete writes down what the machine is, now that it is known.
+func (r *runFlags) complete(c *machines.Claim, cfg vmm.Config) error {
+	s := &c.Spec
+	s.Kernel, s.Memory = cfg.Kernel.Path, cfg.Memory
+	if abs, err := filepath.Abs(s.Kernel); err == nil {
+		s.Kernel = abs
+	}
+	s.Disks, s.Ports = r.disks, r.net.Publish
+	for _, e := range r.env {
+		k, _, _ := strings.Cut(e, "=")
+		s.Env = append(s.Env, k)
+	}
+	for _, e := range r.secrets {
+		k, _, _ := strings.Cut(e, "=")
+		s.Secrets = append(s.Secrets, k)
+	}
+	for _, p := range r.plan.Sockets() {
+		if abs, err := filepath.Abs(p); err == nil {
+			p = abs
+		}
+		s.Sockets = append(s.Sockets, p)
+	}
+	return c.Update()
+}
+
+// maxEnvFile bounds a file of variables, in bytes.
+const maxEnvFile = 1 << 20
+
+// readEnvFile reads lines K=V, or K for this process's own; # begins a comment.
+func readEnvFile(path string) (out []string, err error) {
+	st, err := os.Stat(path)
+	if err == nil && st.Size() > maxEnvFile {
+		return nil, usagef("-env-file %s: more than %d bytes", path, maxEnvFile)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, usagef("-env-file %s: %w", path, plain(err))
+	}
+	n := 0
+	for line := range strings.Lines(string(b)) {
+		n++
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		// No line in an error: its value may be nobody's to see.
+		if k, _, _ := strings.Cut(line, "="); k == "" || strings.ContainsAny(k, " \t\"'") {
+			return nil, usagef("-env-file %s:%d: must be NAME=VALUE", path, n)
+		}
+		out = append(out, line)
+	}
+	return out, nil
+}
