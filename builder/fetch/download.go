@@ -46,8 +46,13 @@ func (e errCut) Unwrap() error { return e.err }
 // was cut as long as the server says that the file is still the same (RFC 9110
 // §13.1.5). It does not know whether what it got is right: check it, then give it
 // its name, or Drop it. One process at a time may fetch a Path (see Lock).
-func (c *Client) Download(ctx context.Context, r Request) error {
+func (c *Client) Download(ctx context.Context, r Request) (err error) {
 	d := download{c, r}
+	defer func() {
+		if st, serr := os.Stat(r.Path + PartSuffix); err != nil && serr == nil && st.Size() == 0 {
+			Drop(r.Path) // there is nothing to go on with
+		}
+	}()
 	part, err := os.OpenFile(r.Path+PartSuffix, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return c.o.Disk(err)

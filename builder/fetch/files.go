@@ -2,6 +2,7 @@ package fetch
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // MaxSums bounds a file of digests, in bytes; NetBSD's have a few KiB.
@@ -109,4 +111,24 @@ func WriteFile(dir, name string, fill func(io.Writer) error) (err error) {
 	}
 	defer d.Close()
 	return d.Sync()
+}
+
+// lockPoll is how often LockWait looks: flock(2) can wait by itself, but not
+// until a context ends.
+const lockPoll = 50 * time.Millisecond
+
+// LockWait is Lock that waits for who has the folder, until the context ends.
+func LockWait(ctx context.Context, dir string) (unlock func(), err error) {
+	tick := time.NewTicker(lockPoll)
+	defer tick.Stop()
+	for {
+		if unlock, err = Lock(dir); !errors.Is(err, ErrBusy) {
+			return unlock, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %w", ErrBusy, ctx.Err())
+		case <-tick.C:
+		}
+	}
 }
