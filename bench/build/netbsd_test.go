@@ -56,18 +56,9 @@ func noise(r *rand.Rand, n int) []byte {
 	return b
 }
 
-// rootTree is a tree that NetBSD boots and ffscheck knows: all that a file system
-// has to hold, with a manifest of it, and /victims to change.
-func rootTree(t *testing.T) *tree.Tree {
+// allKinds is a tree with all that a file system has to hold.
+func allKinds(t *testing.T) *tree.Tree {
 	t.Helper()
-	smolinit, err := testimg.Program(t.Context(), testimg.Module+"/cmd/smolinit")
-	if err != nil {
-		t.Fatal(err)
-	}
-	checker, err := testimg.Program(t.Context(), testimg.Module+"/bench/build/ffscheck")
-	if err != nil {
-		t.Fatal(err)
-	}
 	r := rand.New(rand.NewPCG(5, 5))
 	tr := tree.New()
 	put := func(path string, n *tree.Node) *tree.Node {
@@ -77,24 +68,17 @@ func rootTree(t *testing.T) *tree.Tree {
 		}
 		return n
 	}
-	put("sbin/init", tree.NewFile(0o755, tree.Bytes(smolinit)))
-	put("bin/ffscheck", tree.NewFile(0o755, tree.Bytes(checker)))
-	for _, d := range []string{"tmp", "var/run", "dev"} {
-		put(d, tree.NewDir(0o755))
-	}
-	put("dev/console", &tree.Node{Kind: tree.CharDevice, Perm: 0o600})
-	put("dev/null", &tree.Node{Kind: tree.CharDevice, Perm: 0o666, Major: 2, Minor: 2})
 	for i := range 60 {
 		n := put(fmt.Sprintf("files/%d/%d", i%4, i), tree.NewFile(uint16(r.IntN(0o10000)), tree.Bytes(noise(r, i*i*50))))
 		n.UID, n.GID = r.Uint32N(1<<31), r.Uint32N(1<<31)
 		n.Flags = []uint32{0, 1, 2, 4, 8, 0x10000, 0x20000, 0x40000}[i%8] // chflags(2): UF_NODUMP … SF_APPEND
 	}
-	for i := range 1500 {
+	for i := range 800 {
 		put(fmt.Sprintf("many/%d%s", i, strings.Repeat("n", i%150)), tree.NewFile(0o644, nil))
 	}
 	put("files/indirect", tree.NewFile(0o600, tree.Bytes(noise(r, 3<<20+77))))
-	put("files/sparse", tree.NewFile(0o600, holey{noise(r, 70000), []tree.Extent{{Off: 5, Len: 9}, {Off: 20 << 20, Len: 70000}, {Off: 300 << 20, Len: 100}}, 300<<20 + 8000}))
-	put("files/hole", tree.NewFile(0o600, holey{nil, nil, 30 << 20}))
+	put("files/sparse", tree.NewFile(0o600, holey{noise(r, 70000), []tree.Extent{{Off: 5, Len: 9}, {Off: 20 << 20, Len: 70000}, {Off: 40 << 20, Len: 100}}, 40<<20 + 8000}))
+	put("files/hole", tree.NewFile(0o600, holey{nil, nil, 5 << 20}))
 	put("links/short", tree.NewSymlink("../files/0/0"))
 	put("links/edge", tree.NewSymlink(strings.Repeat("e", 119)))
 	put("links/past", tree.NewSymlink(strings.Repeat("p", 120)))
@@ -106,6 +90,33 @@ func rootTree(t *testing.T) *tree.Tree {
 	put("nodes/socket", &tree.Node{Kind: tree.Socket, Perm: 0o600})
 	put("nodes/char", &tree.Node{Kind: tree.CharDevice, Perm: 0o600, Major: 0xfff, Minor: 0xfffff})
 	put("nodes/block", &tree.Node{Kind: tree.BlockDevice, Perm: 0o600, Major: 19, Minor: 3})
+	return tr
+}
+
+// rootTree is that, NetBSD boots it, ffscheck finds its manifest, and /victims to
+// change.
+func rootTree(t *testing.T) *tree.Tree {
+	t.Helper()
+	tr := allKinds(t)
+	r := rand.New(rand.NewPCG(6, 6))
+	put := func(path string, n *tree.Node) {
+		n.Mtime = 1767225600e9
+		if err := tr.Put(path, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for path, pkg := range map[string]string{"sbin/init": "/cmd/smolinit", "bin/ffscheck": "/bench/build/ffscheck"} {
+		program, err := testimg.Program(t.Context(), testimg.Module+pkg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		put(path, tree.NewFile(0o755, tree.Bytes(program)))
+	}
+	for _, d := range []string{"tmp", "var/run", "dev"} {
+		put(d, tree.NewDir(0o755))
+	}
+	put("dev/console", &tree.Node{Kind: tree.CharDevice, Perm: 0o600})
+	put("dev/null", &tree.Node{Kind: tree.CharDevice, Perm: 0o666, Major: 2, Minor: 2})
 	for i := range 40 {
 		put(fmt.Sprintf("victims/tree/%d/%d", i%3, i), tree.NewFile(0o644, tree.Bytes(noise(r, i*3000))))
 	}
@@ -200,7 +211,7 @@ func boot(t *testing.T, kernel, img, root string, steps ...string) string {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, qemu,
 		"-M", "microvm,x-option-roms=off,rtc=on,acpi=off,pic=off,auto-kernel-cmdline=on,accel=tcg", "-m", "256",
-		"-kernel", kernel, "-append", "root="+root+" console=com",
+		"-kernel", kernel, "-append", "root="+root+" console=com -z",
 		"-display", "none", "-serial", "stdio", "-no-reboot", "-nodefaults",
 		"-global", "virtio-mmio.force-legacy=false", "-device", "virtio-blk-device,drive=hd0",
 		"-drive", "format=raw,id=hd0,if=none,cache=unsafe,file="+img,

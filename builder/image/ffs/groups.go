@@ -14,7 +14,7 @@ func (w *writer) tables() error {
 	}
 	slices.SortFunc(partial, func(a, b place) int { return int(min(1, max(-1, a.addr-b.addr))) })
 
-	summaries := make([]byte, roundUp(g.summaryBytes, int64(g.block)))
+	summaries := make([]byte, g.summaryBytes)
 	var total summary
 	data, file := int64(0), 0 // the first data block and the first file of the group
 	buf := make([]byte, g.block)
@@ -40,7 +40,7 @@ func (w *writer) tables() error {
 		partial = partial[in:]
 		c.sum.put(summaries, int(n)*summarySize)
 		total.add(c.sum)
-		if err := w.put(base+g.groupFrag, buf); err != nil {
+		if err := w.put(base+g.groupFrag, buf[:g.groupBytes]); err != nil {
 			return err
 		}
 	}

@@ -48,6 +48,9 @@ func compareNode(d *Disk, path string, n *tree.Node, inodes map[string]uint32, n
 			return fmt.Errorf("time %v, want %v", got, at)
 		}
 	}
+	if d.fresh && (i.Blksize != 0 || i.Kernflags != 0 || i.Extsize != 0 || i.Extb != [2]int64{} || i.Modrev != 0 || i.Spare != [2]int64{}) {
+		return fmt.Errorf("fields that nobody sets are set: %+v", i)
+	}
 	if i.Mtimensec < 0 || i.Mtimensec > 999999999 {
 		return fmt.Errorf("%d nanoseconds", i.Mtimensec)
 	}
@@ -73,6 +76,9 @@ func compareNode(d *Disk, path string, n *tree.Node, inodes map[string]uint32, n
 			return fmt.Errorf("names %.200q, want %.200q", names, n.Names())
 		}
 	case tree.Symlink:
+		if i.Size != uint64(len(n.Target)) {
+			return fmt.Errorf("a target of %d bytes, want %d", i.Size, len(n.Target))
+		}
 		var b []byte
 		if len(n.Target) < 120 {
 			var raw bytes.Buffer

@@ -167,6 +167,9 @@ func (d *Disk) tree(addr int64, level int, first, span int64, fn func(lbn, addr 
 
 // content gives what is in an inode's blocks: all of it, so not for large files.
 func (d *Disk) content(i *Inode) ([]byte, error) {
+	if i.Size > 1<<30 {
+		return nil, fmt.Errorf("%d bytes are not read at once", i.Size)
+	}
 	out := make([]byte, i.Size)
 	err := d.walk(i, func(lbn, addr int64, size int) error {
 		if lbn < 0 {
@@ -267,6 +270,9 @@ func (d *Disk) Verify() error {
 	sums, err := d.bytes(s.Csaddr, int(s.Cssize))
 	if err != nil {
 		return err
+	}
+	if d.fresh && len(bytes.Trim(sums[16*s.Ncg:], "\x00")) != 0 {
+		return errors.New("not zero behind the summaries")
 	}
 	for g := range int64(s.Ncg) {
 		sum, err := d.group(g, used, inodes)
@@ -399,15 +405,21 @@ func (d *Disk) group(g int64, used []uint64, modes map[uint32]uint16) (sum [4]in
 	set := func(off int32, n int64) { maps[int64(off)+n/8] |= 1 << (n % 8) }
 	sum[2] = s.Ipg
 	high := int64(-1)
-	for n := range int64(s.Ipg) {
-		mode, ok := modes[uint32(g*int64(s.Ipg)+n)]
-		if ok || g == 0 && n < 2 {
-			set(want.Iusedoff, n)
-			sum[2]--
-			high = n
-		}
+	own := func(n int64, mode uint16) {
+		set(want.Iusedoff, n)
+		sum[2]--
+		high = max(high, n)
 		if mode&0o170000 == 0o040000 {
 			sum[0]++
+		}
+	}
+	if g == 0 {
+		own(0, 0)
+		own(1, 0)
+	}
+	for ino, mode := range modes {
+		if n := int64(ino) - g*int64(s.Ipg); n >= 0 && n < int64(s.Ipg) {
+			own(n, mode)
 		}
 	}
 	runs := make([]int32, s.Contigsumsize+1)
@@ -419,6 +431,11 @@ func (d *Disk) group(g int64, used []uint64, modes map[uint32]uint16) (sum [4]in
 		run = 0
 	}
 	for at := int64(0); at < int64(want.Ndblk); at += int64(s.Frag) {
+		taken := used[(base+at)/64] >> ((base + at) % 64) & (1<<s.Frag - 1) // frag is a power of two: it is in one word
+		if taken == 1<<s.Frag-1 {
+			end()
+			continue
+		}
 		free, row := 0, 0
 		var rows []int
 		for f := at; f < at+int64(s.Frag); f++ {
@@ -458,6 +475,18 @@ func (d *Disk) group(g int64, used []uint64, modes map[uint32]uint16) (sum [4]in
 	}
 	if i := int64(got.Initediblk); i <= high || i%int64(s.Inopb) != 0 || i > int64(s.Ipg) || i < min(int64(s.Ipg), 2*int64(s.Inopb)) {
 		return sum, fmt.Errorf("inodes are valid up to %d; %d is in use", i, high)
+	}
+	for n := range int64(got.Initediblk) {
+		if _, ok := modes[uint32(g*int64(s.Ipg)+n)]; ok {
+			continue
+		}
+		i, err := d.Inode(uint32(g*int64(s.Ipg) + n))
+		if err == nil && (i.Mode != 0 || i.DB != [12]int64{} || i.IB != [3]int64{} || d.fresh && *i != (Inode{})) {
+			err = fmt.Errorf("inode %d is free, and not empty: %+v", g*int64(s.Ipg)+n, i)
+		}
+		if err != nil {
+			return sum, err
+		}
 	}
 	if got != want {
 		return sum, fmt.Errorf("header %+v, counted %+v", got, want)
