@@ -1,0 +1,764 @@
+package vsock
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/smolvmm/smolvmm/devices"
+	"github.com/smolvmm/smolvmm/devices/virtq"
+	"github.com/smolvmm/smolvmm/devices/virtq/virtqtest"
+	"github.com/smolvmm/smolvmm/devices/vsock/vsocktest"
+)
+
+// TestConfig: configuration space has the guest's CID and nothing that a driver can change.
+func TestConfig(t *testing.T) {
+	d, err := New(Config{CID: 0x12345678, Host: &fakeHost{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.WriteConfig(0, []byte{1, 2, 3, 4, 5, 6, 7, 8})
+	p := bytes.Repeat([]byte{0xee}, 16)
+	d.ReadConfig(0, p)
+	if !bytes.Equal(p, []byte{0x78, 0x56, 0x34, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}) {
+		t.Errorf("% x", p)
+	}
+	for off, want := range map[uint64]byte{3: 0x12, 7: 0, 8: 0, 1 << 63: 0, ^uint64(0): 0} {
+		b := []byte{0xee}
+		if d.ReadConfig(off, b); b[0] != want {
+			t.Errorf("byte %d is %#x", off, b[0])
+		}
+	}
+	if d.ID() != 19 || len(d.QueueSizes()) != 3 || d.Features()&^(1|virtq.FeatureEventIdx|virtq.FeatureIndirectDesc) != 0 {
+		t.Errorf("%d %v %#x", d.ID(), d.QueueSizes(), d.Features())
+	}
+	for _, cid := range []uint64{0, 1, 2, 1<<32 - 1, 1 << 32, ^uint64(0)} {
+		if _, err := New(Config{CID: cid, Host: &fakeHost{}}); err == nil {
+			t.Errorf("CID %d was taken", cid)
+		}
+	}
+	if _, err := New(Config{CID: 3}); err == nil {
+		t.Error("a device without a host")
+	}
+}
+
+// TestPackets: one packet each to where there is no connection, and its answer.
+func TestPackets(t *testing.T) {
+	r := newRig(t, vsocktest.Options{})
+	type packet = vsocktest.Packet
+	for _, c := range []struct {
+		name string
+		p    packet
+		rst  bool // an answer comes
+	}{
+		{"a port that nobody listens on", packet{Op: opRequest}, true},
+		{"data out of nowhere", packet{Op: opRW, Data: []byte("x")}, true},
+		{"data that claim to be more", packet{Op: opRW, Len: 1 << 31, Data: []byte("x")}, true},
+		{"a response", packet{Op: opResponse}, true},
+		{"a shutdown", packet{Op: opShutdown, Flags: 3}, true},
+		{"an update", packet{Op: opCreditUpdate}, true},
+		{"a request for one", packet{Op: opCreditRequest}, true},
+		{"RST", packet{Op: opRST}, false},
+		{"operation 0", packet{Op: 0}, true},
+		{"operation 8", packet{Op: 8}, true},
+		{"operation 65535", packet{Op: 65535}, true},
+		{"a type of the future", packet{Op: opRequest, Type: 2, DstPort: listened}, true},
+		{"its RST", packet{Op: opRST, Type: 2}, false},
+		{"another host", packet{Op: opRequest, DstCID: 5, DstPort: listened}, true},
+		{"itself", packet{Op: opRequest, DstCID: 3, DstPort: listened}, true},
+		{"somebody else", packet{Op: opRequest, SrcCID: 4, DstPort: listened}, false},
+		{"the host", packet{Op: opRequest, SrcCID: 2, DstPort: listened}, false},
+		{"a CID beyond 32 bits", packet{Op: opRequest, SrcCID: 1<<32 | 3, DstPort: listened}, false},
+		{"one to there", packet{Op: opRequest, DstCID: 1<<32 | 2, DstPort: listened}, true},
+	} {
+		p := c.p
+		if p.SrcPort = 1000; p.DstPort == 0 {
+			p.DstPort = 81
+		}
+		r.Send(p)
+		if c.rst {
+			got := r.Recv()
+			want := packet{SrcCID: max(2, p.DstCID), DstCID: 3, SrcPort: p.DstPort, DstPort: 1000, Type: max(1, p.Type), Op: opRST}
+			if got.Data = nil; got.String() != want.String() {
+				t.Errorf("%s: %v", c.name, got)
+			}
+		}
+		r.Quiet()
+	}
+	s := r.d.Stats()
+	if s.Spoofed != 3 || s.Connections != 0 || s.Violations != 0 {
+		t.Errorf("%+v", s)
+	}
+	// What is no packet.
+	r.SendRaw(make([]byte, headerLen-1))
+	r.SendRaw([]byte{1})
+	if _, err := r.Rings[queueTX].Add([][]byte{make([]byte, 44)}, []uint32{4}); err != nil {
+		t.Fatal(err)
+	}
+	r.Kick(queueTX)
+	if _, err := r.Rings[queueTX].Add(nil, []uint32{64}); err != nil {
+		t.Fatal(err)
+	}
+	r.Kick(queueTX)
+	for late := time.Now().Add(virtqtest.Patience); r.d.Stats().Malformed != 4; {
+		if time.Now().After(late) {
+			t.Fatalf("%+v", r.d.Stats())
+		}
+	}
+}
+
+// TestRules: what ends a connection with RST, and what does not.
+func TestRules(t *testing.T) {
+	type packet = vsocktest.Packet
+	for i, c := range []struct {
+		name    string
+		packets []packet
+		reset   bool
+	}{
+		{"data", []packet{{Op: opRW, Data: []byte("abc")}}, false},
+		{"data of no bytes", []packet{{Op: opRW}}, false},
+		{"fewer bytes than came", []packet{{Op: opRW, Len: 2, Data: []byte("abcdef")}}, false},
+		{"more than came", []packet{{Op: opRW, Len: 4, Data: []byte("abc")}}, true},
+		{"very much more", []packet{{Op: opRW, Len: 1<<32 - 1, Data: []byte("abc")}}, true},
+		{"the port again", []packet{{Op: opRequest}}, true},
+		{"an answer to nothing", []packet{{Op: opResponse}}, true},
+		{"operation 0", []packet{{Op: 0}}, true},
+		{"operation 99", []packet{{Op: 99}}, true},
+		{"data behind the end", []packet{{Op: opShutdown, Flags: shutSend}, {Op: opRW, Data: []byte("x")}}, true},
+		{"a half closed twice", []packet{{Op: opShutdown, Flags: shutSend}, {Op: opShutdown, Flags: shutSend}}, false},
+		{"nothing closed", []packet{{Op: opShutdown, Flags: 0}, {Op: opShutdown, Flags: 0xfffffffc}}, false},
+		{"data from who takes none", []packet{{Op: opShutdown, Flags: shutReceive}, {Op: opRW, Data: []byte("x")}}, false},
+		{"an absurd credit", []packet{{Op: opCreditUpdate, BufAlloc: 1<<32 - 1, FwdCnt: 1 << 31}}, false},
+		{"both halves", []packet{{Op: opShutdown, Flags: shutReceive}, {Op: opShutdown, Flags: shutSend}}, true},
+	} {
+		r := newRig(t, vsocktest.Options{})
+		g, s := r.open(uint32(1000 + i))
+		for _, p := range c.packets {
+			if p.Op == opCreditUpdate {
+				p.SrcPort, p.DstPort = g.Port, g.Host
+				r.Send(p)
+				continue
+			}
+			g.Send(p)
+		}
+		if c.reset {
+			g.WaitReset()
+		}
+		r.Quiet()
+		if n := r.d.Stats().Connections; c.reset != (n == 0) {
+			t.Errorf("%s: %d connections", c.name, n)
+		}
+		r.check(s, c.name, func() bool { return s.closed == c.reset })
+	}
+}
+
+// TestCredit: a host that takes nothing costs a buffer and no more, and the rest of
+// the device nothing.
+func TestCredit(t *testing.T) {
+	r := newRig(t, vsocktest.Options{})
+	r.h.set(0)
+	g, s := r.open(1000)
+	if g.Alloc != allocLarge {
+		t.Fatalf("credit of %d", g.Alloc)
+	}
+	want := make([]byte, allocLarge)
+	for i := range want {
+		want[i] = byte(i * 7)
+	}
+	g.Write(want)
+	r.Quiet()
+	if st := r.d.Stats(); st.Buffered != allocLarge || st.FromGuest.Bytes != allocLarge {
+		t.Fatalf("%+v", st)
+	}
+	// Another connection goes on.
+	r.h.set(-1)
+	other, os := r.open(1001)
+	other.Write([]byte("hello"))
+	r.Quiet()
+	r.check(os, "the other", func() bool { return string(os.got) == "hello" })
+	// A little is no news yet, more is.
+	s.do(func() { s.room = allocLarge/4 - 1 })
+	r.Quiet()
+	s.do(func() { s.room = 1000 })
+	p := r.Expect(opCreditUpdate, 1000, listened)
+	if p.FwdCnt != allocLarge/4-1+1000 || p.BufAlloc != allocLarge {
+		t.Fatal(p)
+	}
+	s.do(func() { s.room = -1 })
+	p = r.Expect(opCreditUpdate, 1000, listened)
+	if p.FwdCnt != allocLarge {
+		t.Fatal(p)
+	}
+	r.check(s, "what came", func() bool { return bytes.Equal(s.got, want) })
+	if n := r.d.Stats().Buffered; n != 0 {
+		t.Errorf("%d bytes buffered", n)
+	}
+	// One byte too many, with the host taking nothing again.
+	s.see(func() bool { s.room = 0; return true })
+	for left := allocLarge; left > 0; left -= 65536 {
+		g.Send(vsocktest.Packet{Op: opRW, Data: want[:65536]})
+	}
+	r.Quiet()
+	g.Send(vsocktest.Packet{Op: opRW, Data: []byte("x")})
+	g.WaitReset()
+	r.check(s, "a guest beyond its credit", func() bool { return s.closed })
+	if st := r.d.Stats(); st.Violations != 1 || st.Buffered != 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestGuestCredit: the guest gets what it has room for, and is asked once for more.
+func TestGuestCredit(t *testing.T) {
+	r := newRig(t, vsocktest.Options{})
+	type packet = vsocktest.Packet
+	r.Send(packet{Op: opRequest, SrcPort: 1, DstPort: listened, BufAlloc: 100})
+	r.Expect(opResponse, 1, listened)
+	s := r.h.last()
+	s.send(make([]byte, 1000))
+	if p := r.Expect(opRW, 1, listened); p.Len != 100 {
+		t.Fatal(p)
+	}
+	r.Expect(opCreditRequest, 1, listened)
+	s.send(make([]byte, 1))
+	r.Quiet()
+	r.Send(packet{Op: opCreditUpdate, SrcPort: 1, DstPort: listened, BufAlloc: 100, FwdCnt: 30})
+	if p := r.Expect(opRW, 1, listened); p.Len != 30 {
+		t.Fatal(p)
+	}
+	r.Expect(opCreditRequest, 1, listened)
+	// A buffer that shrinks, and one that was read beyond what was sent.
+	for _, p := range []packet{{BufAlloc: 50, FwdCnt: 100}, {BufAlloc: 0, FwdCnt: 130}, {BufAlloc: 1000, FwdCnt: 151}} {
+		p.Op, p.SrcPort, p.DstPort = opCreditUpdate, 1, listened
+		r.Send(p)
+		if got := r.Recv(); p.BufAlloc == 50 && (got.Op != opRW || got.Len != 20) || p.BufAlloc != 50 && got.Op != opCreditRequest {
+			t.Fatalf("%+v: %v", p, got)
+		}
+		if p.BufAlloc == 50 {
+			r.Expect(opCreditRequest, 1, listened)
+		}
+	}
+	r.Send(packet{Op: opCreditUpdate, SrcPort: 1, DstPort: listened, BufAlloc: 4000, FwdCnt: 150})
+	if p := r.Expect(opRW, 1, listened); p.Len != 1001-150 {
+		t.Fatal(p)
+	}
+	// What it asks for itself it hears.
+	r.Send(packet{Op: opCreditRequest, SrcPort: 1, DstPort: listened, BufAlloc: 4000, FwdCnt: 150})
+	r.Expect(opCreditUpdate, 1, listened)
+	r.Quiet()
+}
+
+// TestHalves: each way of closing, from each side.
+func TestHalves(t *testing.T) {
+	t.Run("the guest sends no more", func(t *testing.T) {
+		r := newRig(t, vsocktest.Options{})
+		r.h.set(0)
+		g, s := r.open(1)
+		g.Write([]byte("tail"))
+		g.Shut(shutSend)
+		r.Quiet()
+		r.check(s, "the end is told before the bytes", func() bool { return !s.shutW })
+		s.do(func() { s.room = -1 })
+		r.Quiet()
+		r.check(s, "the end", func() bool { return string(s.got) == "tail" && s.shutW && !s.closed })
+		s.send([]byte("answer"))
+		if b := g.Read(6); string(b) != "answer" {
+			t.Errorf("%q", b)
+		}
+		s.do(func() { s.eof, s.gone = true, true })
+		g.WaitShut(shutBoth)
+		g.Send(vsocktest.Packet{Op: opRST})
+		r.Quiet()
+		r.check(s, "all is over", func() bool { return s.closed })
+	})
+	t.Run("the guest takes no more", func(t *testing.T) {
+		r := newRig(t, vsocktest.Options{})
+		g, s := r.open(1)
+		g.Shut(shutReceive)
+		r.Quiet()
+		s.send([]byte("nobody reads this"))
+		r.Quiet()
+		r.check(s, "told", func() bool { return s.shutR && s.reads == 0 })
+		g.Write([]byte("on"))
+		g.Shut(shutSend)
+		g.WaitReset()
+		r.check(s, "all is over", func() bool { return string(s.got) == "on" && s.closed })
+	})
+	t.Run("the guest closes with bytes on their way", func(t *testing.T) {
+		r := newRig(t, vsocktest.Options{})
+		r.h.set(2)
+		g, s := r.open(1)
+		g.Write([]byte("abcdef"))
+		g.Shut(shutBoth)
+		r.Quiet()
+		r.check(s, "too early", func() bool { return !s.closed })
+		s.do(func() { s.room = -1 })
+		g.WaitReset()
+		r.check(s, "all of it", func() bool { return string(s.got) == "abcdef" && s.shutW && s.closed })
+	})
+	t.Run("the host sends no more", func(t *testing.T) {
+		r := newRig(t, vsocktest.Options{})
+		g, s := r.open(1)
+		s.do(func() { s.in, s.eof = []byte("last"), true })
+		if b := g.Read(4); string(b) != "last" {
+			t.Errorf("%q", b)
+		}
+		g.WaitShut(shutSend)
+		g.Write([]byte("still"))
+		r.Quiet()
+		r.check(s, "the other way", func() bool { return string(s.got) == "still" })
+		s.do(func() { s.gone = true })
+		g.WaitShut(shutBoth)
+		g.Shut(shutBoth)
+		g.WaitReset()
+		r.Quiet()
+	})
+	t.Run("the host takes no more", func(t *testing.T) {
+		r := newRig(t, vsocktest.Options{})
+		g, s := r.open(1)
+		s.see(func() bool { s.deaf = true; return true })
+		g.Write([]byte("lost"))
+		g.WaitShut(shutReceive)
+		g.Send(vsocktest.Packet{Op: opRW, Data: []byte("was on its way")})
+		s.send([]byte("here"))
+		if b := g.Read(4); string(b) != "here" {
+			t.Errorf("%q", b)
+		}
+		if st := r.d.Stats(); st.Buffered != 0 || st.Violations != 0 || st.Connections != 1 {
+			t.Errorf("%+v", st)
+		}
+	})
+	t.Run("both close", func(t *testing.T) {
+		r := newRig(t, vsocktest.Options{})
+		g, s := r.open(1)
+		s.do(func() { s.eof, s.gone = true, true })
+		g.Write([]byte("crosses"))
+		g.WaitShut(shutBoth)
+		g.Send(vsocktest.Packet{Op: opCreditRequest})
+		r.Expect(opCreditUpdate, 1, listened)
+		g.Shut(shutBoth)
+		g.WaitReset()
+		r.Quiet()
+	})
+	t.Run("the guest never answers", func(t *testing.T) {
+		r := newRig(t, vsocktest.Options{})
+		g, s := r.open(1)
+		s.do(func() { s.eof, s.gone = true, true })
+		g.WaitShut(shutBoth)
+		r.late(key{1, listened})
+		g.WaitReset()
+		r.Quiet()
+	})
+}
+
+// late has the time of a connection be up.
+func (r *rig) late(k key) {
+	r.d.work.Lock()
+	r.d.earliest = time.Now()
+	r.d.table.find(k).deadline = r.d.earliest
+	r.d.work.Unlock()
+	r.h.OnReady(r.h.wake)
+}
+
+// TestCalls: the host's connections, taken, refused, given up and not answered.
+func TestCalls(t *testing.T) {
+	r := newRig(t, vsocktest.Options{})
+	s := r.h.call(22)
+	g := r.Accept(22)
+	r.Quiet()
+	r.check(s, "taken", func() bool { return s.opened && s.host == g.Host })
+	s.send([]byte("x"))
+	if b := g.Read(1); string(b) != "x" {
+		t.Errorf("%q", b)
+	}
+	type packet = vsocktest.Packet
+	for _, c := range []struct {
+		name string
+		then func(s *fakeStream, p packet)
+		rst  bool
+	}{
+		{"refused", func(s *fakeStream, p packet) { r.Send(packet{Op: opRST, SrcPort: 23, DstPort: p.SrcPort}) }, false},
+		{"answered with data", func(s *fakeStream, p packet) {
+			r.Send(packet{Op: opRW, SrcPort: 23, DstPort: p.SrcPort, Data: []byte("x")})
+		}, true},
+		{"hung up", func(s *fakeStream, p packet) { s.do(func() { s.gone, s.eof = true, true }) }, true},
+		{"not answered", func(s *fakeStream, p packet) { r.late(key{23, p.SrcPort}) }, true},
+	} {
+		s := r.h.call(23)
+		p := r.Recv()
+		if p.Op != opRequest || p.DstPort != 23 || p.BufAlloc == 0 {
+			t.Fatal(p)
+		}
+		c.then(s, p)
+		if c.rst {
+			r.Expect(opRST, 23, p.SrcPort)
+		}
+		r.Quiet()
+		r.check(s, c.name, func() bool { return s.closed && !s.opened })
+	}
+	if n := r.d.Stats().Connections; n != 1 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+// TestManyConnections: a thousand, each with a byte there and one back, and those
+// that are too many are refused.
+func TestManyConnections(t *testing.T) {
+	r := newRig(t, vsocktest.Options{})
+	conns := make([]*vsocktest.Conn, MaxConnections)
+	for i := range conns {
+		conns[i], _ = r.open(uint32(i))
+	}
+	if c := r.Dial(5000, listened); !c.Reset {
+		t.Error("one too many")
+	}
+	if s := r.h.call(1); true {
+		r.Quiet()
+		r.check(s, "a call too many", func() bool { return s.closed })
+	}
+	for i, c := range conns {
+		c.Write([]byte{byte(i)})
+	}
+	r.Quiet()
+	for i, c := range conns {
+		s := r.h.streams[i]
+		r.check(s, "a byte", func() bool { return len(s.got) == 1 && s.got[0] == byte(i) })
+		s.send([]byte{byte(i + 1)})
+		if b := c.Read(1); b[0] != byte(i+1) {
+			t.Fatalf("connection %d got %d", i, b[0])
+		}
+	}
+	for _, c := range conns {
+		c.Shut(shutBoth)
+		c.WaitReset()
+	}
+	if n := r.d.Stats().Connections; n != 0 {
+		t.Errorf("%d are left", n)
+	}
+}
+
+// TestNoBuffers: a guest that asks and takes no answers is not listened to, and
+// nothing of its is lost.
+func TestNoBuffers(t *testing.T) {
+	r := newRig(t, vsocktest.Options{RX: -1})
+	const asked = 120
+	for i := range asked {
+		r.Queue(vsocktest.Packet{SrcCID: 3, DstCID: 2, SrcPort: uint32(i), DstPort: 9, Type: 1, Op: opRequest}.Header())
+	}
+	r.Flush()
+	for late := time.Now().Add(virtqtest.Patience); r.d.Stats().Refused < 64; {
+		if time.Now().After(late) {
+			t.Fatalf("%+v", r.d.Stats())
+		}
+	}
+	r.Pause() // it stops all the same, with what it owes
+	if n := r.d.Stats().Refused; n != 64 {
+		t.Errorf("%d refused", n)
+	}
+	r.Resume()
+	r.Post(50)
+	for i := range asked {
+		r.Expect(opRST, uint32(i), 9)
+	}
+	r.Quiet()
+	if n := r.d.Stats().Starved; n == 0 {
+		t.Error("nobody was starved")
+	}
+}
+
+// TestBuffers: receive buffers of every kind.
+func TestBuffers(t *testing.T) {
+	for _, c := range []struct {
+		size  uint32
+		plain bool // control packets fit
+		bytes bool
+	}{{43, false, false}, {44, true, false}, {45, true, true}, {100 << 10, true, true}} {
+		r := newRig(t, vsocktest.Options{RXSize: c.size, RX: 64, Mem: 128 << 20})
+		r.Send(vsocktest.Packet{Op: opRequest, SrcPort: 1, DstPort: listened, BufAlloc: 1 << 20})
+		if !c.plain {
+			for late := time.Now().Add(virtqtest.Patience); r.d.Stats().BadBuffers != 64; {
+				if time.Now().After(late) {
+					t.Fatalf("%+v", r.d.Stats())
+				}
+			}
+			continue
+		}
+		r.Expect(opResponse, 1, listened)
+		s := r.h.last()
+		s.send(make([]byte, 100000))
+		if !c.bytes {
+			for late := time.Now().Add(virtqtest.Patience); r.d.Stats().BadBuffers < 60; {
+				if time.Now().After(late) {
+					t.Fatalf("%+v", r.d.Stats())
+				}
+			}
+			continue
+		}
+		if p := r.Expect(opRW, 1, listened); p.Len != min(c.size-44, maxPacket) {
+			t.Errorf("buffers of %d: %v", c.size, p)
+		}
+	}
+	// Scattered ones: a header in pieces, bytes in others.
+	r := newRig(t, vsocktest.Options{RX: -1})
+	if _, err := r.Rings[queueRX].AddIndirect(nil, []uint32{1, 2, 40, 1, 3, 10}); err != nil {
+		t.Fatal(err)
+	}
+	r.Kick(queueRX)
+	r.Send(vsocktest.Packet{Op: opRequest, SrcPort: 1, DstPort: listened, BufAlloc: 1 << 20})
+	if u := r.Wait(queueRX, 1); u[0].Len != 44 {
+		t.Fatal(u)
+	}
+	if _, err := r.Rings[queueRX].AddIndirect(nil, []uint32{1, 2, 40, 1, 3, 10}); err != nil {
+		t.Fatal(err)
+	}
+	r.h.last().send([]byte("0123456789abcdef"))
+	r.Kick(queueRX)
+	if u := r.Wait(queueRX, 1); u[0].Len != 57 || string(u[0].Joined()[44:]) != "0123456789abc" {
+		t.Fatalf("%d %q", u[0].Len, u[0].Joined())
+	}
+}
+
+// TestFeatures: every combination of the ring's features.
+func TestFeatures(t *testing.T) {
+	for _, f := range []uint64{1, 0, virtq.FeatureEventIdx, virtq.FeatureIndirectDesc, ^uint64(0)} {
+		r := newRig(t, vsocktest.Options{Features: f | 1<<63}) // newRig takes 0 for all
+		g, s := r.open(1)
+		for i := range 1000 {
+			g.Write([]byte{byte(i)})
+			s.send([]byte{byte(i)})
+			if b := g.Read(1); b[0] != byte(i) {
+				t.Fatalf("features %#x: byte %d is %d", f, i, b[0])
+			}
+		}
+		r.Quiet()
+		r.check(s, fmt.Sprintf("features %#x", f), func() bool { return len(s.got) == 1000 })
+	}
+}
+
+// TestFaults: a broken ring is told of, and a reset mends it.
+func TestFaults(t *testing.T) {
+	for queue := range 2 {
+		r := newRig(t, vsocktest.Options{RX: -1})
+		_, s := r.open2()
+		r.Rings[queue].SetDesc(0, 1<<60, 100, 0, 0)
+		r.Rings[queue].PushHead(0)
+		r.Kick(queue)
+		s.send([]byte("something for the guest"))
+		if err := r.WaitFault(); !strings.Contains(err.Error(), "outside guest RAM") {
+			t.Errorf("queue %d: %v", queue, err)
+		}
+		r.d.Reset()
+		r.check(s, "reset", func() bool { return s.closed })
+	}
+}
+
+// open2 is open for a guest whose buffers run out with the answer.
+func (r *rig) open2() (*vsocktest.Conn, *fakeStream) {
+	r.t.Helper()
+	r.Post(2)
+	return r.open(1)
+}
+
+// TestLife: pause, resume, reset and close, with connections and without.
+func TestLife(t *testing.T) {
+	r := newRig(t, vsocktest.Options{})
+	g, s := r.open(1)
+	if _, err := r.d.State(); err == nil {
+		t.Error("the state of a running device")
+	}
+	r.Pause()
+	s.send([]byte("in the pause"))
+	if err := r.d.Quiesce(); err != nil {
+		t.Error(err)
+	}
+	r.Resume()
+	if b := g.Read(12); string(b) != "in the pause" {
+		t.Errorf("%q", b)
+	}
+	g.Write([]byte("after it"))
+	r.Quiet()
+	r.check(s, "after a pause", func() bool { return string(s.got) == "after it" })
+	if r.Events() != 0 {
+		t.Error("an event without a reason")
+	}
+	// To a new device: connections do not move, and the guest hears of it.
+	next, err := New(Config{CID: 77, Host: &fakeHost{ports: []uint32{listened}, room: -1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	if err := r.MoveTo(next, nil); err != nil {
+		t.Fatal(err)
+	}
+	r.check(s, "the old device's", func() bool { return s.closed })
+	if id := r.WaitEvent(); id != eventTransportReset {
+		t.Errorf("event %d", id)
+	}
+	r.CID = 77
+	if c := r.Dial(1, listened); c.Reset {
+		t.Error("no new connections")
+	}
+	next.Reset()
+	next.Reset()
+	if err := next.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := next.Activate(devices.Activation{Queues: r.Queues}); err == nil {
+		t.Error("a closed device was activated")
+	}
+}
+
+// TestEventWaits: an event that finds no buffer waits for one, also over another move.
+func TestEventWaits(t *testing.T) {
+	r := newRig(t, vsocktest.Options{Events: -1})
+	for range 2 {
+		next, err := New(Config{CID: 3, Host: r.h})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer next.Close()
+		if err := r.MoveTo(next, nil); err != nil {
+			t.Fatal(err)
+		}
+		r.Quiet()
+	}
+	if r.Events() != 0 {
+		t.Fatal("an event without a buffer")
+	}
+	r.PostEvents(2)
+	r.WaitEvent()
+	r.Quiet()
+	if r.Events() != 0 {
+		t.Error("it is told twice")
+	}
+}
+
+// TestActivation: what cannot be activated, and queues that are not there.
+func TestActivation(t *testing.T) {
+	r := newRig(t, vsocktest.Options{})
+	if err := r.d.Activate(devices.Activation{Queues: r.Queues}); err == nil {
+		t.Error("activated twice")
+	}
+	for _, sizes := range [][]uint16{{0, 0, 0}, {8, 0, 0}, {0, 8, 0}, {0, 0, 8}, {8, 8, 0}} {
+		d, err := New(Config{CID: 3, Host: &fakeHost{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := virtqtest.NewDriver(t, d, virtqtest.DriverOptions{Features: ^uint64(0), Sizes: sizes})
+		if sizes[1] != 0 && sizes[0] == 0 {
+			// Packets are taken, and nothing can be said to them.
+			for i := range 200 {
+				g.Do(1, [][]byte{vsocktest.Packet{SrcCID: 3, DstCID: 2, SrcPort: uint32(i), Type: 1, Op: opRequest}.Header()})
+			}
+		}
+		g.Pause()
+		g.Resume()
+		d.Close()
+	}
+	d, _ := New(Config{CID: 3, Host: &fakeHost{}})
+	for _, a := range []devices.Activation{{}, {Queues: make([]*devices.Queue, 4)}, {Queues: make([]*devices.Queue, 3), Features: 2}} {
+		if err := d.Activate(a); err == nil {
+			t.Errorf("%+v was taken", a)
+		}
+	}
+}
+
+// TestRestoreIsWary: states that no device has written.
+func TestRestoreIsWary(t *testing.T) {
+	for _, s := range []string{
+		``, `{}`, `null`, `[]`, `{"version":2,"guest_cid":3,"transport_reset":true}`, `{"version":1,"guest_cid":2,"transport_reset":true}`,
+		`{"version":1,"guest_cid":-1,"transport_reset":true}`, `{"version":1,"guest_cid":3,"transport_reset":1}`,
+		`{"version":1,"guest_cid":3,"more":1}`, `{"version":1,"guest_cid":3,"transport_reset":true} x`,
+		`{"version":1,"guest_cid":3}` + strings.Repeat(" ", maxState),
+	} {
+		d, err := New(Config{CID: 3, Host: &fakeHost{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Restore([]byte(s)); err == nil {
+			t.Errorf("%.60q was taken", s)
+		}
+	}
+	r := newRig(t, vsocktest.Options{})
+	if err := r.d.Restore([]byte(`{"version":1,"guest_cid":3,"transport_reset":true}`)); err == nil {
+		t.Error("a device in use was restored")
+	}
+}
+
+// TestNoAllocations: a packet costs none, either way.
+func TestNoAllocations(t *testing.T) {
+	r := newRig(t, vsocktest.Options{Features: virtq.FeatureEventIdx})
+	r.open(1)
+	s := &nullStream{}
+	r.Pause()
+	c := r.d.table.find(key{1, listened})
+	c.stream.Mark().c = nil
+	c.stream, s.Mark().c = s, c
+	for _, q := range r.Queues {
+		if err := q.Attach(r.Mem); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := newRun(r.d, r.d.act)
+	h := vsocktest.Packet{SrcCID: 3, DstCID: 2, SrcPort: 1, DstPort: listened, Len: 4096, Type: 1, Op: opRW, BufAlloc: 1 << 30}
+	payload := make([]byte, 4096)
+	got := uint32(0)
+	once := func() {
+		h.FwdCnt = got
+		r.Queue(h.Header(), payload)
+		r.Flush()
+		c.readable, s.left = true, 4000
+		run.take()
+		run.tx.Publish()
+		run.pump()
+		for {
+			p, ok := r.TryRecv()
+			if !ok {
+				break
+			}
+			if p.Op == opRW {
+				got += p.Len
+			}
+		}
+	}
+	base := testing.AllocsPerRun(200, func() { _ = h.Header() })
+	once()
+	if n := testing.AllocsPerRun(1000, once); n > base {
+		t.Errorf("%v allocations a packet", n-base)
+	}
+	if s.wrote == 0 || s.read == 0 {
+		t.Errorf("%+v", s)
+	}
+	for _, q := range r.Queues {
+		q.Drop()
+	}
+}
+
+// nullStream takes everything and gives as much as a test says.
+type nullStream struct {
+	Hook
+	left, wrote, read int
+}
+
+func (s *nullStream) Opened(uint32) {}
+func (s *nullStream) Read(runs [][]byte) (n int, more bool, err error) {
+	for _, b := range runs {
+		k := min(len(b), s.left)
+		s.left -= k
+		n += k
+	}
+	s.read += n
+	return n, false, nil
+}
+func (s *nullStream) Write(runs [][]byte) (n int, err error) {
+	for _, b := range runs {
+		n += len(b)
+	}
+	s.wrote += n
+	return n, nil
+}
+func (s *nullStream) Gone() bool  { return false }
+func (s *nullStream) CloseRead()  {}
+func (s *nullStream) CloseWrite() {}
+func (s *nullStream) Close()      {}
