@@ -64,6 +64,7 @@ type apiServer struct {
 	l      *net.UnixListener // nil: metrics alone
 	tcp    net.Listener
 	path   string
+	stays  bool              // the socket is removed with the folder that it is in
 	starts chan startRequest // of a process that waits for InstanceStart
 	killed chan string       // the same, before there is a machine
 	over   chan struct{}     // closed by release at the end of it all
@@ -146,7 +147,9 @@ func (a *apiServer) attach(cfg *vmm.Config, con *console, cancel context.CancelC
 	if a.kill != "" {
 		cancel(signalError{syscall.SIGKILL, a.kill})
 	}
-	if a.l != nil && !a.waits() {
+	if a.l != nil && a.stays {
+		a.l.SetUnlinkOnClose(false)
+	} else if a.l != nil && !a.waits() {
 		con.job.Sockets = append(con.job.Sockets, socketFile{Path: a.path})
 		before := con.kept
 		con.kept = func() {
@@ -309,9 +312,16 @@ func (b *bootFlags) serveBoot(cfg *vmm.Config, o *runOptions) (err error) {
 	for i := range b.plan.Interfaces {
 		spec.Nets = append(spec.Nets, api.NetworkInterface{ID: "vioif" + strconv.Itoa(i), HostDevice: "user"})
 	}
-	o.api, err = openAPI(apiOptions{b.api.socket, b.api.metrics, api.Config{
+	c := api.Config{
 		ID: b.api.id, Image: b.kernel, Booted: true, Spec: spec, Logger: cfg.Log, ConsolePath: consolePath(b.console),
-	}})
+	}
+	if n := o.named; n != nil {
+		c.Image, c.ConsolePath, c.Console = n.claim.Spec.Image, n.claim.ConsolePath(), n.claim.Console
+	}
+	o.api, err = openAPI(apiOptions{b.api.socket, b.api.metrics, c})
+	if err == nil && o.named != nil {
+		o.api.stays = true
+	}
 	return err
 }
 

@@ -19,7 +19,8 @@ func TestFlagSpellings(t *testing.T) {
 	want := bootFlags{kernel: "netbsd", memory: "1G", cpus: 2, append: "-v", disks: []string{"a.img", "b.img,ro"},
 		console: "stdio", cpu: "host", confine: "enforce", timeout: 90 * time.Second, verbose: true,
 		env: []string{"A=1"}, files: []string{"f=/x"}, initrds: []string{}, secrets: []string{}, fwcfg: []string{},
-		net: network.Flags{Nets: []string{"user,mtu=1400", "none"}, Publish: []string{"8080:80", "unix:/x:22"}, HostLink: true, EgressFile: "f"}}
+		net: network.Flags{Nets: []string{"user,mtu=1400", "none"}, Publish: []string{"8080:80", "unix:/x:22"}, HostLink: true, EgressFile: "f"},
+		api: apiFlags{logFormat: "text"}}
 	const nets = " -net user,mtu=1400 --net=none -p 8080:80 -publish unix:/x:22 -host-link -egress-file f"
 	for _, line := range []string{
 		"-kernel netbsd -disk a.img -disk b.img,ro -memory 1G -cpus 2 -append -v -timeout 90s -verbose -env A=1 -file f=/x",

@@ -124,10 +124,10 @@ Usage: smolvmm -kernel FILE [-disk FILE]… [flags] [-- COMMAND [ARG]…]
   -E, --file NAME=FILE    file for the guest's command; repeatable
       --secret NAME[=@FILE]   secret, from the environment or a file
       --fw_cfg name=opt/…,string=…|file=…   raw item, as in QEMU
+      --vsock CID,PATH    virtio sockets, by a Unix socket on this host
       --api-sock PATH, --id ID   HTTP; without -kernel, wait for what it says
       --metrics-addr ADDR:PORT   metrics for Prometheus, on the loopback
       --log-format text|json, --no-seccomp   the latter is not followed
-      --vsock CID,PATH    virtio sockets, by a Unix socket on this host
       --timeout 30s       end the machine after that long
       --hugepages         RAM from the host's reserved 2 MiB pages
       --confine MODE      seccomp, Landlock: enforce (default), log, trap, off

@@ -10,12 +10,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/machines"
+	"github.com/smolvmm/smolvmm/vmm/client"
 )
 
 const psHelp = `smolvmm ps lists machines.
@@ -415,8 +417,9 @@ func endEach(names []string, store *machines.Store, grace time.Duration, s strea
 // How long a machine's process may take for its own end before it is killed: its
 // disks are flushed and its last words written.
 const (
-	endPatience  = 5 * time.Second
-	killPatience = 10 * time.Second
+	endPatience   = 5 * time.Second
+	killPatience  = 10 * time.Second
+	goingPatience = 500 * time.Millisecond // for one that went while it was asked
 )
 
 // end ends a machine: it is asked, if there is time, then its power is cut, and at
@@ -431,8 +434,12 @@ func end(store *machines.Store, m *machines.Machine, grace time.Duration, s stre
 	}
 	gone := make(chan error, 1)
 	go func() { gone <- store.Wait(m.Spec.Name) }()
-	if err := ask(store, m, grace); err != nil {
-		complain(s, fmt.Errorf("machine %s: %w: its process is told to end", m.Spec.Name, err))
+	if err := ask(m, grace); err != nil {
+		// One that has gone is what was asked for; one that has no socket yet, or
+		// does not answer, hears a signal.
+		if isGone(gone, goingPatience) {
+			return nil
+		}
 		grace = 0
 		if err := store.Signal(m, unix.SIGTERM); err != nil {
 			return err
@@ -485,13 +492,47 @@ func views(ms []*machines.Machine, all bool) []machines.View {
 			vs = append(vs, m.View(now))
 		}
 	}
+	states(vs)
 	return vs
 }
 
+// askPatience is how long a machine's process may take for an answer.
+const askPatience = 2 * time.Second
+
 // ask asks a machine's process to end the machine within grace; without any it is
 // to end it at once. It returns when that is under way.
-func ask(store *machines.Store, m *machines.Machine, grace time.Duration) error {
-	return store.Signal(m, unix.SIGTERM)
+func ask(m *machines.Machine, grace time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), askPatience)
+	defer cancel()
+	c := client.New(m.Spec.Socket)
+	if grace == 0 {
+		return c.Kill(ctx)
+	}
+	_, err := c.Stop(ctx, grace)
+	return err
+}
+
+// states asks the machines that run whether they are paused, all at once: one that
+// does not answer holds up the others for no longer than itself.
+func states(vs []machines.View) {
+	ctx, cancel := context.WithTimeout(context.Background(), askPatience)
+	defer cancel()
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, 16)
+	for i := range vs {
+		v := &vs[i]
+		if v.State != machines.Running {
+			continue
+		}
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			if info, err := client.New(v.Socket).Info(ctx); err == nil && info.State == client.Paused {
+				v.State = machines.Paused
+			}
+		})
+	}
+	wg.Wait()
 }
 
 const statsHelp = `smolvmm stats shows what machines use, live.

@@ -1,17 +1,22 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
 
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/kernels"
 	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/machines"
+	runimage "github.com/smolvmm/smolvmm/cmd/smolvmm/internal/run"
 	"github.com/smolvmm/smolvmm/vmm"
 )
 
@@ -72,6 +77,7 @@ func (r *runFlags) set() *pflag.FlagSet {
 	f.StringVar(&r.verify, "verify", "", "run only an image that was signed with `KEY`")
 	r.guest(f)
 	r.machine(f, defaultMemory, 0)
+	r.api.common(f)
 	r.verbosely(f, "")
 	return f
 }
@@ -96,6 +102,9 @@ func runCommand(args []string, s streams) (err error) {
 	}
 	if r.detach && r.console == "stdio" {
 		r.console = "none"
+	}
+	if err := r.api.check(); err != nil {
+		return err
 	}
 	ready, err := parseReady(r.ready)
 	if err != nil {
@@ -142,6 +151,11 @@ func runCommand(args []string, s streams) (err error) {
 	o := r.options()
 	o.named = &namedMachine{claim: claim, ready: ready, patience: r.readyTimeout, parent: s.parent, log: cfg.Log}
 	o.named.onRun = func() { ran = true }
+	r.api.socket, r.api.id = claim.Spec.Socket, claim.Spec.Name
+	if err := r.serveBoot(&cfg, &o); err != nil {
+		wipe(cfg.Items)
+		return err
+	}
 	return runMachine(cfg, o, s)
 }
 
@@ -203,11 +217,61 @@ func (r *runFlags) resolve(f *pflag.FlagSet, words []string, s streams) (argv []
 		}
 		r.disks = append([]string{strings.ReplaceAll(r.image, ",", ",,")}, r.disks...)
 	default:
-		if err := r.fromStore(f, s); err != nil {
+		if err := r.fromStore(f, s, argv); err != nil {
 			return nil, err
 		}
+		argv = nil // they are in smolinit's document
 	}
 	return argv, r.addVolumes()
+}
+
+// fromStore takes in what an image of the store says. Flags win, and -e goes over
+// the image's variables in the guest.
+func (r *runFlags) fromStore(f *pflag.FlagSet, s streams, argv []string) error {
+	data, err := machines.DataFolder(s.env)
+	if err != nil {
+		return usagef("%w", err)
+	}
+	img, err := runimage.Find(filepath.Join(data, "images"), r.image, r.verify)
+	if err != nil {
+		return usagef("run: %w", err)
+	}
+	if r.persist {
+		return usagef("-persist: an image of the store stays as it is: run a copy of its disk")
+	}
+	init, err := img.Init(argv)
+	if err != nil {
+		return usagef("run: image %s: %w", r.image, err)
+	}
+	b, err := json.Marshal(init)
+	if err == nil {
+		err = json.Unmarshal(b, &r.init)
+	}
+	if err != nil {
+		return err
+	}
+	r.image = img.Name
+	r.disks = append([]string{strings.ReplaceAll(img.Disk, ",", ",,")}, r.disks...)
+	r.append = img.Append(r.append)
+	if img.Memory != 0 && !f.Changed("memory") {
+		r.memory = strconv.FormatUint(img.Memory>>10, 10) + "K"
+	}
+	if img.CPUs != 0 && !f.Changed("cpus") {
+		r.cpus = img.CPUs
+	}
+	if len(r.net.Publish) == 0 && !slices.Contains(r.net.Nets, "none") {
+		r.net.Publish = img.Publish
+	}
+	if r.kernel == "" {
+		if r.kernel = img.Kernel; r.kernel == "" && img.Release != "" {
+			k, err := kernels.Find("", img.Release)
+			if err != nil {
+				return usagef("run: image %s: %w", r.image, err)
+			}
+			r.kernel = k.Path
+		}
+	}
+	return nil
 }
 
 // lastOfEach keeps the last of several settings of one variable.

@@ -243,8 +243,3 @@ func expansion(s, cwd string, lookup func(string) string) (value string, used in
 	}
 	return lookup(s[1:n]), n, nil
 }
-
-// fromStore takes in what an image of the store says.
-func (r *runFlags) fromStore(f *pflag.FlagSet, s streams) error {
-	return usagef("run: no image %q: a disk image's path has a slash or ends in .img", r.image)
-}

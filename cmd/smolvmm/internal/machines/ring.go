@@ -1,8 +1,10 @@
 package machines
 
 import (
+	"bytes"
 	"encoding/binary"
 	"hash/crc32"
+	"io"
 	"os"
 	"sync"
 	"time"
@@ -117,6 +119,33 @@ type Entry struct {
 	Time   time.Time
 	Stream byte
 	Data   []byte
+}
+
+// Tail gives the last n bytes at most of what the guest printed. A confined
+// process may ask.
+func (r *Ring) Tail(n int64) (io.Reader, error) {
+	if n <= 0 || n > 2*r.half {
+		n = 2 * r.half
+	}
+	in := &Reader{f: r.f, half: r.half}
+	in.generation = in.oldest()
+	var parts [][]byte
+	var have int64
+	for e, ok := in.Next(); ok; e, ok = in.Next() {
+		if e.Stream != Console {
+			continue
+		}
+		parts = append(parts, e.Data)
+		have += int64(len(e.Data))
+		for len(parts) > 0 && have-int64(len(parts[0])) >= n {
+			have -= int64(len(parts[0]))
+			parts = parts[1:]
+		}
+	}
+	if have > n {
+		parts[0] = parts[0][have-n:]
+	}
+	return bytes.NewReader(bytes.Join(parts, nil)), nil
 }
 
 // Reader reads a log, also one that is being written and one that was written by

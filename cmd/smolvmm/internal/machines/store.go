@@ -221,6 +221,9 @@ func (c *Claim) Update() error { return c.writeSpec(c.dir) }
 func (c *Claim) Dir() string    { return c.dir }
 func (c *Claim) RunDir() string { return filepath.Dir(c.Spec.Socket) }
 
+// ConsolePath is the file of the console's log.
+func (c *Claim) ConsolePath() string { return filepath.Join(c.dir, consoleName) }
+
 // Store is where the claim is.
 func (c *Claim) Store() *Store { return c.store }
 

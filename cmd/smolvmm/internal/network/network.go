@@ -312,7 +312,7 @@ func (n *Network) Addrs() (out []string) {
 
 // How long a guest's port that is waited for is tried, and left alone in between.
 const (
-	tryPort   = time.Second
+	tryPort   = 200 * time.Millisecond
 	pausePort = 20 * time.Millisecond
 )
 
