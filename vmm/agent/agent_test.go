@@ -152,7 +152,7 @@ func TestExec(t *testing.T) {
 			case ty == TypeStdin:
 				_ = c.Send(TypeStderr, []byte("end"))
 			case ty == TypeSignal:
-				_ = c.SendJSON(TypeExit, Status{Code: 128 + int(b[0]), Signal: int(b[0])})
+				_ = c.SendJSON(TypeExit, Status{Code: 143, Signal: string(b)})
 				return
 			}
 		}
@@ -164,13 +164,15 @@ func TestExec(t *testing.T) {
 		t.Fatalf("%v, %v", p, err)
 	}
 	errs.wait("end")
-	if err := p.Signal(0); err == nil {
-		t.Error("signal 0 was sent")
+	for _, bad := range []string{"", "SIG", "TERM", "SIGterm", "SIG TERM", "SIGTERMTERMTERMTERM"} {
+		if err := p.Signal(bad); err == nil {
+			t.Errorf("signal %q was sent", bad)
+		}
 	}
-	if err := p.Signal(15); err != nil {
+	if err := p.Signal("SIGTERM"); err != nil {
 		t.Fatal(err)
 	}
-	if st, err := p.Wait(); err != nil || st.Code != 143 || st.Signal != 15 {
+	if st, err := p.Wait(); err != nil || st.Code != 143 || st.Signal != "SIGTERM" {
 		t.Errorf("%+v, %v", st, err)
 	}
 	if out.String() != strings.ToUpper(string(in)) {
@@ -210,7 +212,7 @@ func TestExecStuck(t *testing.T) {
 	for len(p.credit) > 0 { // until the window is used up
 		time.Sleep(time.Millisecond)
 	}
-	if err := p.Signal(2); err != nil {
+	if err := p.Signal("SIGINT"); err != nil {
 		t.Fatal(err)
 	}
 	if n := <-got; n > Window {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 )
 
@@ -165,12 +166,17 @@ func (p *Process) receive(c Command) (Status, error) {
 // PID is the command's process number in the guest.
 func (p *Process) PID() int { return p.started.PID }
 
-// Signal sends the command's process group a signal, in POSIX's numbering.
-func (p *Process) Signal(number int) error {
-	if number < 1 || number > 31 {
-		return fmt.Errorf("agent: no signal %d: 1 to 31 are", number)
+// Signal sends the command's process group a signal, by its name: "SIGTERM".
+func (p *Process) Signal(name string) error {
+	if !SignalName(name) {
+		return fmt.Errorf("agent: %q is no signal's name", name)
 	}
-	return p.conn.Send(TypeSignal, []byte{byte(number)})
+	return p.conn.Send(TypeSignal, []byte(name))
+}
+
+// SignalName tells whether s could be a signal's name.
+func SignalName(s string) bool {
+	return len(s) > 3 && len(s) <= 16 && s[:3] == "SIG" && strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789") == ""
 }
 
 // Resize tells the command's terminal its size.

@@ -54,7 +54,7 @@ const (
 	// terminal all of it is TypeStdout.
 	TypeStdout Type = 4
 	TypeStderr Type = 5
-	// TypeSignal, host: one byte, a signal's number in POSIX's numbering (1–31).
+	// TypeSignal, host: a signal's name, as "SIGTERM": numbers differ.
 	TypeSignal Type = 6
 	// TypeResize, host: Size as JSON.
 	TypeResize Type = 7
@@ -121,8 +121,8 @@ type Started struct {
 
 // Status is how a command ended.
 type Status struct {
-	Code   int `json:"code"`             // 0 to 255; 128 + Signal if a signal ended it
-	Signal int `json:"signal,omitempty"` // the signal's number
+	Code   int    `json:"code"`             // 0 to 255; 128 + the guest's number of a signal that ended it
+	Signal string `json:"signal,omitempty"` // and its name, as "SIGKILL"
 }
 
 // RemoteError is what the other side said in a TypeError frame.
@@ -214,6 +214,24 @@ func (c *Conn) Receive() (Type, []byte, error) {
 		return t, nil, &RemoteError{line(string(c.in))}
 	}
 	return t, c.in, nil
+}
+
+// ReceiveRequest gives a stream's first frame.
+func (c *Conn) ReceiveRequest() (r Request, err error) {
+	t, b, err := c.Receive()
+	if err == nil && t != TypeRequest {
+		err = protocolf("message %d as the first", t)
+	}
+	if err == nil {
+		err = decode(b, &r)
+	}
+	return r, err
+}
+
+// DecodeSize reads the payload of TypeResize.
+func DecodeSize(b []byte) (s Size, err error) {
+	err = decode(b, &s)
+	return s, err
 }
 
 // decode reads a frame's JSON.

@@ -1,0 +1,148 @@
+//go:build linux || netbsd
+
+// Package agentd is the guest's side of package agent: it listens, makes sure
+// that the caller has the machine's key, and runs commands, copies files and
+// ends the machine for it. How processes are made and waited for is injected,
+// as the first process of a system does it differently from all others.
+package agentd
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/smolvmm/smolvmm/vmm/agent"
+)
+
+const (
+	// greetTime is how long a caller has to prove that it has the key.
+	greetTime = 5 * time.Second
+	// maxCalls bounds the calls served at once: each costs a few goroutines and
+	// up to agent.Window bytes.
+	maxCalls = 128
+	// lastTime is how long an answer to a caller that is still sending may be on
+	// its way before the connection is closed.
+	lastTime = 5 * time.Second
+)
+
+// Server serves calls.
+type Server struct {
+	Key    agent.Key
+	System System
+	// Env and Cwd are those of the guest's own command: what a call begins with.
+	Env []string
+	Cwd string
+	// Logf says what is wrong with callers; nil discards it.
+	Logf func(format string, args ...any)
+
+	calls sync.WaitGroup
+}
+
+// System is what a server needs of the system it runs on.
+type System interface {
+	// Start starts a process as the leader of a group, and of a session with the
+	// terminal at Files[0] if TTY. The channel gives its end, once.
+	Start(Spec) (pid int, ended <-chan syscall.WaitStatus, err error)
+	// Kill sends a signal to a process group.
+	Kill(group int, sig syscall.Signal) error
+	// Info tells of the system; PID is the server's.
+	Info() agent.Started
+	// Shutdown begins the machine's end and returns.
+	Shutdown()
+}
+
+// Serve takes calls until the listener is closed.
+func (s *Server) Serve(l net.Listener) error {
+	slots := make(chan struct{}, maxCalls)
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			s.calls.Wait()
+			if errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return err
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			c.Close()
+			continue
+		}
+		s.calls.Go(func() {
+			defer func() { <-slots }()
+			defer c.Close()
+			if err := s.call(c); err != nil && s.Logf != nil {
+				s.Logf("a call from %v: %v", c.RemoteAddr(), err)
+			}
+		})
+	}
+}
+
+// call serves one connection.
+func (s *Server) call(c net.Conn) error {
+	if err := c.SetDeadline(time.Now().Add(greetTime)); err != nil {
+		return err
+	}
+	if err := agent.Answer(c, s.Key); err != nil {
+		return err
+	}
+	conn := agent.NewConn(c)
+	r, err := conn.ReceiveRequest()
+	if err != nil {
+		return err
+	}
+	if err := c.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	if err := s.request(c, conn, r); err != nil {
+		// The caller may be sending still: closing at once would reset the
+		// connection, and take the words with it.
+		if conn.SendError(err) == nil {
+			_ = c.SetReadDeadline(time.Now().Add(lastTime))
+			if h, ok := c.(interface{ CloseWrite() error }); ok {
+				_ = h.CloseWrite()
+			}
+			_, _ = io.Copy(io.Discard, c)
+		}
+	}
+	return nil
+}
+
+func (s *Server) request(c net.Conn, conn *agent.Conn, r agent.Request) error {
+	switch r.Op {
+	case agent.OpExec:
+		return s.exec(c, conn, r)
+	case agent.OpRead:
+		skipped, err := agent.SendTree(conn, r.Path, r.Follow)
+		if len(skipped) > 0 && s.Logf != nil {
+			s.Logf("%s: %d things that are neither file, folder nor link were not copied", r.Path, len(skipped))
+		}
+		return err
+	case agent.OpWrite:
+		place, err := agent.PlaceOf(r.Path)
+		if err == nil {
+			_, err = agent.ReceiveTree(conn, place)
+		}
+		if err != nil {
+			return err
+		}
+		return conn.Send(agent.TypeDone)
+	case agent.OpInfo, agent.OpShutdown:
+		if err := conn.SendJSON(agent.TypeStarted, s.System.Info()); err != nil {
+			return err
+		}
+		if err := conn.SendJSON(agent.TypeExit, agent.Status{}); err != nil {
+			return err
+		}
+		if r.Op == agent.OpShutdown {
+			s.System.Shutdown()
+		}
+		return nil
+	}
+	return fmt.Errorf("this agent does not know %q", r.Op)
+}
