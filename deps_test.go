@@ -82,6 +82,8 @@ var rules = []rule{
 	{"builder/archive/archivetest", []string{"github.com/klauspost/compress/zstd"}, nil, "archives for tests are made of bytes"},
 	{"builder/image/ffs/ffstest", []string{"builder/tree"}, nil, "what checks the writer shares nothing with it"},
 	{"builder/store", []string{"builder/spec", "builder/sign", "builder/tree", "builder/blob", "github.com/klauspost/compress/zstd", sys}, []string{"github.com/google/go-containerregistry/pkg/v1/layout"}, "a store of images knows what an image is, and neither who makes nor who runs it"},
+	{"builder/oci", []string{"builder/spec", "builder/sign", "builder/store", "oras.land/oras-go/v2/...", "github.com/opencontainers/go-digest", "github.com/opencontainers/image-spec/specs-go/v1"},
+		[]string{"builder/tree", "github.com/google/go-containerregistry/pkg/registry", "golang.org/x/crypto/bcrypt"}, "a registry is a place that images go to and come from"},
 	{"builder/image/ffs", []string{"builder/tree"}, []string{"builder/image/ffs/ffstest"}, "a file system is made of a tree and goes to an io.WriterAt"},
 	{"builder/image/gpt", nil, nil, "a partition table is bytes and their meaning"},
 	{"builder/image", []string{"builder/tree", "builder/image/ffs", "builder/image/gpt"}, []string{"builder/image/ffs/ffstest"}, "an image is a tree in a file, and knows neither who builds nor who boots it"},
@@ -97,6 +99,7 @@ var rules = []rule{
 	{"cmd/smolvmm/internal/kernels", []string{"builder/fetch", sys}, nil, "kernels are files that were fetched"},
 	{"cmd/smolvmm/internal/run", []string{"builder/spec", "builder/store", "builder/sign"}, nil, "what an image says of its machine is read from the store, and no machine is made here"},
 	{"cmd/smolvmm/internal/api", []string{"vmm", "vmm/client", sys}, nil, "the server knows a machine by an interface; its words are the client's"},
+	{"cmd/smolvmm/internal/images", []string{"builder/spec", "builder/sign", "builder/store", "builder/oci", "builder/blob", "builder/tree", "github.com/spf13/pflag", sys}, []string{"github.com/google/go-containerregistry/pkg/registry"}, "the verbs of images know stores and registries, and no machine"},
 	{"cmd/smolvmm/internal/...", []string{"vmm", "vmm/client", sys}, nil, "what a verb does knows the machine by vmm's public API"},
 	{"cmd/...", []string{"vmm", "vmm/client", "vmm/demo", "cmd/smolvmm/internal/...", "github.com/spf13/pflag", "golang.org/x/term", sys}, []string{"bench/testimg", "bench/lab/..."}, "a command drives machines by vmm's public API only"},
 
