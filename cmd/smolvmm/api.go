@@ -386,9 +386,9 @@ func (b *bootFlags) serveFirst(argv []string, s streams, changed func(string) bo
 	for {
 		select {
 		case sig := <-signals:
-			return statusOf(vmm.Exit{End: vmm.EndStopped, Cause: signalError{sig: sig.(syscall.Signal)}})
+			return notBooted(a, signalError{sig: sig.(syscall.Signal)})
 		case why := <-a.killed:
-			return statusOf(vmm.Exit{End: vmm.EndStopped, Cause: signalError{syscall.SIGKILL, why}})
+			return notBooted(a, signalError{syscall.SIGKILL, why})
 		case r := <-a.starts:
 			a.mu.Lock()
 			a.pending = r.reply
@@ -401,6 +401,13 @@ func (b *bootFlags) serveFirst(argv []string, s streams, changed func(string) bo
 			b.log.Info("not started", "err", err)
 		}
 	}
+}
+
+// notBooted is the end of a process that was not told what to boot.
+func notBooted(a *apiServer, why signalError) error {
+	exit := vmm.Exit{End: vmm.EndStopped, Detail: why.Error(), Cause: why}
+	a.ended(exit, nil)
+	return statusOf(exit)
 }
 
 // asFirecracker: a guest that resets its machine ends well, as that is how a
