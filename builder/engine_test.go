@@ -77,7 +77,7 @@ CMD ["--serve"]
 func TestCached(t *testing.T) {
 	b := newBench(t)
 	b.file("a.txt", "one")
-	const text1 = "FROM base,etc\nRUN write /first 1\nCOPY a.txt /a\nRUN write /second 2\n"
+	const text1 = "FROM base,etc\nLABEL smolbsd.minimize=y\nRUN write /first 1\nCOPY a.txt /a\nRUN write /second 2\n"
 	res, _ := b.build(text1)
 	if res.Cached || len(b.runner.steps) != 2 {
 		t.Fatalf("%v, %d steps", res.Cached, len(b.runner.steps))
