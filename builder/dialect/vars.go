@@ -142,7 +142,11 @@ func (v *Vars) expand(b *Base, s string, quotes bool) (string, error) {
 	lex.SkipProcessQuotes = quotes
 	out, _, err := lex.ProcessWord(s, v)
 	if err != nil {
-		return "", b.Errorf("$", "%s", cause(err))
+		msg := cause(err)
+		if strings.ContainsRune(msg, '\ufffd') { // the end of the text, named as a character
+			msg = "syntax error: missing '}'"
+		}
+		return "", b.Errorf("$", "%s", msg)
 	}
 	return out, nil
 }
