@@ -367,7 +367,7 @@ func (s *system) banner() {
 	_ = unix.Uname(&u)
 	ncpu, _ := unix.SysctlUint32("hw.ncpu")
 	mem, _ := unix.SysctlUint64("hw.physmem64")
-	s.notef("%s %s %s, %d CPU, %d MiB, root on %s", unix.ByteSliceToString(u.Sysname[:]), unix.ByteSliceToString(u.Release[:]),
+	s.notef("level %d, %s %s %s, %d CPU, %d MiB, root on %s", level, unix.ByteSliceToString(u.Sysname[:]), unix.ByteSliceToString(u.Release[:]),
 		unix.ByteSliceToString(u.Machine[:]), ncpu, mem>>20, s.rootType)
 	s.notef("no command is given (%sinit.json or %s), and the image has no /bin/sh", configPrefix, configFile)
 	for _, dir := range []string{"/", "/bin", "/sbin", "/usr/bin", "/usr/local/bin"} {

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/smolvmm/smolvmm/builder/runvm/steplog"
+	"github.com/smolvmm/smolvmm/builder/toolbox/devnodes"
 )
 
 // Bounds of a build step's document.
@@ -16,8 +17,8 @@ const (
 	maxStepRemove = 16
 	maxStepLinks  = 64
 	minStepLog    = 1 << 20
-	maxStepMinor  = 4 * partitions // minors of the disks that smolinit knows
-	maxSkipped    = 20             // paths that a report names
+	maxStepMinor  = devnodes.Disks * devnodes.Partitions // of the disks that there are nodes for
+	maxSkipped    = 20                                   // paths that a report names
 )
 
 func checkStep(b *steplog.Step) error {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/smolvmm/smolvmm/builder/runvm/steplog"
+	"github.com/smolvmm/smolvmm/builder/toolbox/devnodes"
 )
 
 // stepMounts are what a step has besides its image: nothing that hides a directory
@@ -145,7 +146,7 @@ func (s *system) tidy() error {
 // openLog opens the raw disk by a node of its own, which is gone again at once.
 func (s *system) openLog() (*steplog.Writer, error) {
 	const path = "/.smolinit.log"
-	if err := unix.Mknod(path, unix.S_IFCHR|0o600, int(node{major: charLD, minor: s.cfg.Build.Log}.dev())); err != nil {
+	if err := unix.Mknod(path, unix.S_IFCHR|0o600, int(node{major: devnodes.CharLD, minor: s.cfg.Build.Log}.dev())); err != nil {
 		return nil, &fs.PathError{Op: "mknod", Path: path, Err: err}
 	}
 	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
@@ -153,7 +154,7 @@ func (s *system) openLog() (*steplog.Writer, error) {
 		return nil, err
 	}
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: fmt.Sprintf("disk %d,%d", charLD, s.cfg.Build.Log), Err: err}
+		return nil, &fs.PathError{Op: "open", Path: fmt.Sprintf("disk %d,%d", devnodes.CharLD, s.cfg.Build.Log), Err: err}
 	}
 	// Whole pages: the kernel locks them for each transfer.
 	buf, err := unix.Mmap(-1, 0, steplog.MaxPayload+steplog.HeaderSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)

@@ -10,7 +10,7 @@ func TestStepDocument(t *testing.T) {
 		`{"argv": ["sh"], "build": {"log": 11, "size": 1048576, "output": 5, "init": "/sbin/.i", "remove": ["/sbin/init", "/sbin"], "links": {"/root/.netrc": "/run/secrets/netrc"}}}`: "",
 		`{"build": null}`:                                                                              "",
 		`{"build": {"log": 11, "size": 4096}}`:                                                         "size 4096",
-		`{"build": {"log": 32, "size": 1048576}}`:                                                      "log 32",
+		`{"build": {"log": 64, "size": 1048576}}`:                                                      "log 64",
 		`{"build": {"log": 11, "size": 1048577}}`:                                                      "whole sectors",
 		`{"build": {"log": 11, "size": 1048576, "output": -1}}`:                                        "output -1",
 		`{"build": {"log": 11, "size": 1048576, "init": "sbin"}}`:                                      "absolute path",

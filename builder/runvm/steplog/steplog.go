@@ -60,7 +60,7 @@ func (t Type) valid() bool { return t >= Output && t <= Report }
 // Step is the part of smolinit's document that asks for a build step. The
 // command is the document's own argv, env, cwd, uid, gid and groups.
 type Step struct {
-	// Log is the minor number of the raw disk for frames (11 is ld1d), Size its
+	// Log is the minor number of the raw disk for frames (19 is ld1d), Size its
 	// bytes.
 	Log  uint32 `json:"log"`
 	Size int64  `json:"size"`
@@ -239,4 +239,11 @@ func readAt(r io.ReaderAt, p []byte, off int64) error {
 	default:
 		return err
 	}
+}
+
+// Fork gives a Reader that goes on where r is, on its own.
+func (r *Reader) Fork() *Reader {
+	f := NewReader(r.r)
+	f.off, f.seq = r.off, r.seq
+	return f
 }
