@@ -21,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -34,6 +35,10 @@ var (
 )
 
 const (
+	// staleAfter is the age from which what nobody has locked was left by a killed
+	// process: small files are written without a lock, in far less.
+	staleAfter = time.Minute
+
 	// Nobody but the user reads what is in images: there may be keys among it.
 	dirPerm  = 0o700
 	filePerm = 0o400
@@ -82,6 +87,9 @@ func (s *Store) sweep() error {
 	}
 	for _, e := range entries {
 		path := filepath.Join(s.dir, "tmp", e.Name())
+		if st, err := e.Info(); err != nil || time.Since(st.ModTime()) < staleAfter {
+			continue
+		}
 		f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

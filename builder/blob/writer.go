@@ -1,6 +1,7 @@
 package blob
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -10,48 +11,64 @@ import (
 	"io"
 	"io/fs"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/smolvmm/smolvmm/builder/tree"
 )
 
+// small is the size up to which a content waits in memory until it is whole: most
+// files of a system are smaller, and then cost few system calls.
+const small = 64 << 10
+
 // Writer takes a content that is not in the store yet. One goroutine uses it.
 type Writer struct {
 	store *Store
+	buf   []byte   // all of it, while there is no file
 	f     *os.File // locked, so that nobody sweeps it away
 	h     hash.Hash
 	size  int64
 	tail  bool // the end is a hole
+	over  bool
 	zeros []byte
 	err   error
 }
 
 // Create begins a content. Close must be called, after Commit too.
-func (s *Store) Create() (*Writer, error) {
-	for {
-		f, err := os.CreateTemp(filepath.Join(s.dir, "tmp"), "")
+func (s *Store) Create() (*Writer, error) { return &Writer{store: s, h: sha256.New()}, nil }
+
+// spill goes on in a file.
+func (w *Writer) spill() error {
+	for w.f == nil {
+		f, err := os.CreateTemp(filepath.Join(w.store.dir, "tmp"), "")
 		if err != nil {
-			return nil, s.errorf(err)
+			return err
 		}
 		var st unix.Stat_t
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
 		if err == nil {
 			err = unix.Fstat(int(f.Fd()), &st)
 		}
+		if err == nil && st.Nlink > 0 { // it was not swept away before it had its lock
+			_, err = f.WriteAt(w.buf, 0)
+			w.f = f
+		}
 		if err != nil {
 			f.Close()
 			os.Remove(f.Name())
-			return nil, s.errorf(err)
+			w.f = nil
+			return err
 		}
-		if st.Nlink == 0 { // swept away before it had its lock
+		if w.f == nil {
 			f.Close()
-			continue
 		}
-		return &Writer{store: s, f: f, h: sha256.New()}, nil
 	}
+	w.buf = nil
+	return nil
 }
 
 // Write appends bytes.
@@ -59,7 +76,13 @@ func (w *Writer) Write(p []byte) (int, error) {
 	if err := w.more(int64(len(p))); err != nil {
 		return 0, err
 	}
-	n, err := w.f.WriteAt(p, w.size)
+	var n int
+	var err error
+	if w.f == nil && len(w.buf)+len(p) <= small {
+		n, w.buf = len(p), append(w.buf, p...)
+	} else if err = w.spill(); err == nil {
+		n, err = w.f.WriteAt(p, w.size)
+	}
 	w.h.Write(p[:n])
 	w.size += int64(n)
 	if n > 0 {
@@ -80,6 +103,13 @@ func (w *Writer) Hole(ctx context.Context, n int64) error {
 	if err := w.more(n); err != nil {
 		return err
 	}
+	if n == 0 {
+		return nil
+	}
+	if err := w.spill(); err != nil {
+		w.err = w.store.errorf(err)
+		return w.err
+	}
 	if w.zeros == nil {
 		w.zeros = make([]byte, 64<<10)
 	}
@@ -93,12 +123,12 @@ func (w *Writer) Hole(ctx context.Context, n int64) error {
 		left -= step
 	}
 	w.size += n
-	w.tail = w.tail || n > 0
+	w.tail = true
 	return nil
 }
 
 func (w *Writer) more(n int64) error {
-	if w.err == nil && w.f == nil {
+	if w.err == nil && w.over {
 		w.err = w.store.errorf(fs.ErrClosed)
 	}
 	if w.err == nil && n > math.MaxInt64-w.size {
@@ -119,16 +149,69 @@ func (w *Writer) Commit() (Blob, error) {
 		return Blob{}, err
 	}
 	b := Blob{w.store, tree.DigestPrefix + hex.EncodeToString(w.h.Sum(nil)), w.size}
-	if err := w.install(b); err != nil {
+	install := w.installBuffer
+	if w.f != nil {
+		install = w.installFile
+	}
+	if err := install(b); err != nil {
 		w.Close()
 		return Blob{}, w.store.errorf(err)
 	}
-	w.f.Close()
-	w.f = nil
+	if w.f != nil {
+		w.f.Close()
+	}
+	w.over, w.f, w.buf = true, nil, nil
 	return b, nil
 }
 
-func (w *Writer) install(b Blob) error {
+// installBuffer writes what waited in memory. One that is there is compared with
+// it, and replaced where it is damaged.
+func (w *Writer) installBuffer(b Blob) error {
+	if old, err := os.ReadFile(b.Path()); err == nil && bytes.Equal(old, w.buf) {
+		return nil
+	}
+	for try := 0; ; try++ {
+		temp := filepath.Join(w.store.dir, "tmp", strconv.FormatUint(rand.Uint64(), 36))
+		err := writeNew(temp, w.buf)
+		if err == nil {
+			if err = os.Rename(temp, b.Path()); err == nil {
+				return nil
+			}
+			os.Remove(temp)
+		}
+		again := errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrExist)
+		if !again || try == 3 { // the folder is made once, a name is taken once in 2^64
+			return err
+		}
+		if err := os.MkdirAll(filepath.Dir(b.Path()), dirPerm); err != nil {
+			return err
+		}
+	}
+}
+
+// writeNew is os.WriteFile in as few system calls as may be, for a file that is
+// not there yet.
+func writeNew(path string, b []byte) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, filePerm)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	for len(b) > 0 && err == nil {
+		var n int
+		if n, err = unix.Write(fd, b); errors.Is(err, unix.EINTR) {
+			err = nil
+		}
+		b = b[max(n, 0):]
+	}
+	if err = errors.Join(err, unix.Close(fd)); err != nil {
+		os.Remove(path)
+		return &fs.PathError{Op: "write", Path: path, Err: err}
+	}
+	return nil
+}
+
+// installFile gives the file its name.
+func (w *Writer) installFile(b Blob) error {
 	if w.tail {
 		if err := w.f.Truncate(w.size); err != nil {
 			return err
@@ -150,6 +233,7 @@ func (w *Writer) install(b Blob) error {
 
 // Close drops what was not committed.
 func (w *Writer) Close() error {
+	w.over, w.buf = true, nil
 	if w.f == nil {
 		return nil
 	}
