@@ -76,7 +76,7 @@ func (s *Store) errorf(err error) error { return fmt.Errorf("blob store %s: %w",
 // path is where a checked digest's content is.
 func (s *Store) path(digest string) string {
 	hex := digest[len(tree.DigestPrefix):]
-	return filepath.Join(s.dir, "sha256", hex[:2], hex)
+	return s.dir + "/sha256/" + hex[:2] + "/" + hex
 }
 
 // sweep removes what killed processes were writing: their locks are gone.
@@ -114,14 +114,15 @@ func (s *Store) Open(digest string) (Blob, error) {
 	if err := tree.CheckDigest(digest); err != nil {
 		return Blob{}, s.errorf(err)
 	}
-	st, err := os.Lstat(s.path(digest))
-	if err != nil {
-		return Blob{}, s.errorf(err)
+	// A cached tree asks this for each of its files: os.Lstat takes twice as long.
+	var st unix.Stat_t
+	if err := unix.Lstat(s.path(digest), &st); err != nil {
+		return Blob{}, s.errorf(&fs.PathError{Op: "lstat", Path: s.path(digest), Err: err})
 	}
-	if !st.Mode().IsRegular() {
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return Blob{}, s.errorf(fmt.Errorf("%s is not a regular file", s.path(digest)))
 	}
-	return Blob{s, digest, st.Size()}, nil
+	return Blob{s, digest, st.Size}, nil
 }
 
 // Content gives a content by digest and size, for tree.Decode. One of another
