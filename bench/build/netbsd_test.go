@@ -267,6 +267,10 @@ func TestNetBSD(t *testing.T) {
 				t.Fatal(err)
 			}
 			said := boot(t, kernel, img, info.Root, "check", "fill", "check", "change")
+			// What Info calls free, files can have, but for the indirect blocks.
+			if room := roomIn(t, said); room > info.FS.Free || room < info.FS.Free*99/100 {
+				t.Errorf("room for %d bytes, and %d are free", room, info.FS.Free)
+			}
 			judge(t, img, info)
 			said += boot(t, kernel, img, info.Root, "check", "changed", "fill")
 			judge(t, img, info)
@@ -277,6 +281,16 @@ func TestNetBSD(t *testing.T) {
 			}
 		})
 	}
+}
+
+// roomIn finds in what ffscheck said how many bytes had room.
+func roomIn(t *testing.T, said string) (n int64) {
+	t.Helper()
+	_, after, _ := strings.Cut(said, "ffscheck: fill: room for ")
+	if _, err := fmt.Sscanf(after, "%d bytes", &n); err != nil {
+		t.Error(err)
+	}
+	return n
 }
 
 // judge reads what the kernel has left: clean, every block and inode counted.
@@ -293,5 +307,12 @@ func judge(t *testing.T, img string, info image.Info) {
 	}
 	if err != nil {
 		t.Error(err)
+	}
+	fsck, err := exec.LookPath("fsck_ffs")
+	if err != nil || info.Offset != 0 {
+		return
+	}
+	if out, err := exec.CommandContext(t.Context(), fsck, "-F", "-f", "-n", img).CombinedOutput(); err != nil || strings.Contains(string(out), "? no") {
+		t.Errorf("fsck_ffs: %v\n%s", err, out)
 	}
 }

@@ -30,7 +30,7 @@ func tool(t *testing.T, name string) string {
 			return found
 		}
 	}
-	t.Skipf("NOT RUN: no %s (Debian's packages sleuthkit and makefs)", name)
+	t.Skipf("NOT RUN: no %s (sleuthkit and makefs are Debian's packages, fsck_ffs is NetBSD's)", name)
 	return ""
 }
 
