@@ -33,7 +33,7 @@ func (c *Client) Events(ctx context.Context) iter.Seq2[Event, error] {
 		lines.Buffer(nil, maxLine)
 		for lines.Scan() {
 			if len(bytes.TrimSpace(lines.Bytes())) == 0 {
-				continue // a sign of life
+				continue // an empty line says nothing
 			}
 			var e Event
 			if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
