@@ -34,13 +34,17 @@ func (s *Store) Remove(name string) error {
 		sockets = m.Spec.Sockets
 	}
 	old := filepath.Join(s.data, oldPrefix+random())
-	if err := s.take(name, func() error { return os.Rename(dir, old) }); err != nil {
+	// The name is free with the data folder's: what else is the machine's goes before.
+	err := s.take(name, func() error {
+		for _, p := range sockets {
+			removeDeadSocket(p)
+		}
+		return errors.Join(os.RemoveAll(filepath.Join(s.run, name)), os.Rename(dir, old))
+	})
+	if err != nil {
 		return err
 	}
-	for _, p := range sockets {
-		removeDeadSocket(p)
-	}
-	return errors.Join(os.RemoveAll(filepath.Join(s.run, name)), os.RemoveAll(old))
+	return os.RemoveAll(old)
 }
 
 // take calls do while the machine's lock is held by us and the folder is the
@@ -141,13 +145,19 @@ func (s *Store) Cleanup(all bool) (removed []string, err error) {
 			}
 		}
 	}
-	// Folders of sockets whose machine is gone. One that is being made has its
-	// data folder before.
+	// Folders of sockets whose machine is gone.
 	runs, err := os.ReadDir(s.run)
 	errs = append(errs, err)
 	for _, e := range runs {
-		if _, err := os.Lstat(filepath.Join(s.data, e.Name())); errors.Is(err, fs.ErrNotExist) && s.deserted(e.Name()) {
-			errs = append(errs, os.RemoveAll(filepath.Join(s.run, e.Name())))
+		if _, err := os.Lstat(filepath.Join(s.data, e.Name())); !errors.Is(err, fs.ErrNotExist) || !s.deserted(e.Name()) {
+			continue
+		}
+		// Whoever has the name may remove them; one who takes it now has them.
+		var used *InUseError
+		if c, err := s.Create(Spec{Name: e.Name()}); err == nil {
+			errs = append(errs, c.Discard())
+		} else if !errors.As(err, &used) {
+			errs = append(errs, err)
 		}
 	}
 	return removed, errors.Join(errs...)

@@ -151,7 +151,8 @@ func (r *Ring) Tail(n int64) (io.Reader, error) {
 // Reader reads a log, also one that is being written and one that was written by
 // a process that had been taken over: it trusts nothing in it.
 type Reader struct {
-	f          *os.File
+	f          io.ReaderAt
+	close      func() error
 	half       int64
 	generation uint32
 	off        int64
@@ -166,7 +167,7 @@ func OpenReader(path string, size int64) (*Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Reader{f: f, half: size / 2}
+	r := &Reader{f: f, close: f.Close, half: size / 2}
 	r.generation = r.oldest()
 	return r, nil
 }
@@ -257,4 +258,4 @@ func (r *Reader) step() (Entry, bool) {
 }
 
 // Close closes the file.
-func (r *Reader) Close() error { return r.f.Close() }
+func (r *Reader) Close() error { return r.close() }

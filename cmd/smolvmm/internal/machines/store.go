@@ -187,7 +187,15 @@ func (s *Store) vacate(name string) error {
 	case !m.Spec.Remove:
 		return &InUseError{name, false}
 	}
-	return s.Remove(name)
+	var running *RunningError
+	switch err := s.Remove(name); {
+	case errors.Is(err, ErrNone):
+		return nil // somebody was faster, and the name is to be had
+	case errors.As(err, &running):
+		return &InUseError{name, true}
+	default:
+		return err
+	}
 }
 
 // Prefixes of folders on their way in and out; no machine's name has a dot.
