@@ -94,8 +94,9 @@ var rules = []rule{
 	{"builder/fetch", nil, nil, "a download is a file that is complete and has its digest, whatever is in it"},
 	{"builder/sets", []string{"builder/tree", "builder/blob", "builder/archive", "builder/fetch", sys}, []string{"builder/archive/archivetest"}, "sets are archives that were fetched, and nothing of what is built of them"},
 
-	{"cmd/smolinit", []string{"builder/runvm/steplog", "builder/toolbox/devnodes", sys}, nil, "the guest's init is built for NetBSD, from little: nothing of the monitor is in it"},
+	{"cmd/smolinit", []string{"builder/runvm/steplog", "builder/toolbox/devnodes", "vmm/agent", "vmm/agent/agentd", sys}, nil, "the guest's init is built for NetBSD, from little: nothing of the monitor is in it"},
 	{"cmd/smolvmm/internal/network", []string{"vmm", "netstack", "netstack/..."}, []string{"vmm/demo", "golang.org/x/net/dns/dnsmessage"}, "the one place where the machine meets its network"},
+	{"cmd/smolvmm/internal/build", []string{"builder", "builder/...", "cmd/smolvmm/internal/kernels", "cmd/smolvmm/internal/network", "vmm"}, nil, "the one place where the builder meets the store, the mirrors and the machines"},
 	{"cmd/smolvmm/internal/kernels", []string{"builder/fetch", sys}, nil, "kernels are files that were fetched"},
 	{"cmd/smolvmm/internal/run", []string{"builder/spec", "builder/store", "builder/sign"}, nil, "what an image says of its machine is read from the store, and no machine is made here"},
 	{"cmd/smolvmm/internal/api", []string{"vmm", "vmm/client", sys}, nil, "the server knows a machine by an interface; its words are the client's"},

@@ -39,6 +39,7 @@ type items struct {
 	env     map[string]string
 	files   map[string][]byte
 	secrets map[string][]byte
+	agent   []byte   // the key of those who may talk to the agent; nil: there is none
 	notes   []string // what was not understood
 }
 
@@ -108,8 +109,12 @@ func (it *items) add(name string, value []byte) error {
 		}
 		it.secrets[rest] = value
 	default:
-		if name == "init.json" {
+		switch name {
+		case "init.json":
 			it.config = value
+			return nil
+		case "agent":
+			it.agent = value
 			return nil
 		}
 		// A newer smolvmm may know more kinds.

@@ -5,4 +5,4 @@ package main
 // as bytes and fails its test until they are of this level:
 //
 //	go generate ./builder/toolbox
-const level = 1
+const level = 2

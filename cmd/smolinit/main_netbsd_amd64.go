@@ -44,6 +44,7 @@ type system struct {
 	rootType string   // of the root file system
 	rootRW   bool     // root was made writable here
 	mounted  []string // mount points with a disk behind them, in order
+	children children // of others than the supervisor
 }
 
 // notef says something on the console, or keeps it until there is one.
@@ -97,6 +98,9 @@ func (s *system) run() (status int) {
 	if err := s.stage(it); err != nil {
 		s.notef("%v", err)
 		return statusInit
+	}
+	if err := s.serveAgent(it.agent); err != nil {
+		s.notef("agent: %v", err)
 	}
 	return s.command()
 }
@@ -353,7 +357,7 @@ func (s *system) supervise(argv []string, std []uintptr) (status int, err error)
 		return startStatus(err), fmt.Errorf("%s: %w", file, err)
 	}
 	sv := &supervisor{
-		kill: syscall.Kill, ended: reap(), stop: stop, warnf: s.notef,
+		kill: syscall.Kill, ended: reap(), others: s.children.ended, stop: stop, warnf: s.notef,
 		grace: time.Duration(s.cfg.grace()) * time.Second, settle: 2 * time.Second,
 	}
 	status = sv.watch(pid)

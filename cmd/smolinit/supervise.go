@@ -102,6 +102,7 @@ func reap() <-chan child {
 type supervisor struct {
 	kill   func(pid int, sig syscall.Signal) error
 	ended  <-chan child
+	others func(child)      // is told of every other process that has ended
 	stop   <-chan os.Signal // someone asks for the end
 	grace  time.Duration    // between SIGTERM and SIGKILL
 	warnf  func(format string, args ...any)
@@ -121,6 +122,7 @@ func (s *supervisor) watch(pid int) int {
 			if c.pid == pid {
 				return exitStatus(c.status)
 			}
+			s.others(c)
 		case sig := <-s.stop:
 			if deadline != nil {
 				continue
@@ -147,11 +149,12 @@ func (s *supervisor) sweep() {
 		timer := time.NewTimer(s.settle)
 		for wait := true; wait; {
 			select {
-			case _, ok := <-s.ended:
+			case c, ok := <-s.ended:
 				if !ok {
 					timer.Stop()
 					return
 				}
+				s.others(c)
 			case <-timer.C:
 				wait = false
 			}

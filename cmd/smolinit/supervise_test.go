@@ -22,11 +22,12 @@ type simulated struct {
 	said  []string
 	ended chan child
 	stop  chan os.Signal
+	other []child // that the supervisor told of
 }
 
 func simulate(react func(s *simulated, pid int, sig syscall.Signal) error) *simulated {
 	s := &simulated{ended: make(chan child, 8), stop: make(chan os.Signal, 8)}
-	s.supervisor = &supervisor{ended: s.ended, stop: s.stop, grace: time.Minute, settle: time.Minute,
+	s.supervisor = &supervisor{ended: s.ended, others: func(c child) { s.other = append(s.other, c) }, stop: s.stop, grace: time.Minute, settle: time.Minute,
 		warnf: func(format string, args ...any) { s.said = append(s.said, fmt.Sprintf(format, args...)) },
 		kill: func(pid int, sig syscall.Signal) error {
 			s.mu.Lock()
@@ -46,6 +47,9 @@ func TestWatch(t *testing.T) {
 	s.ended <- child{7, exited(42)}
 	if got := s.watch(7); got != 42 {
 		t.Errorf("status %d", got)
+	}
+	if !slices.Equal(s.other, []child{{50, exited(9)}}) {
+		t.Errorf("others: %v", s.other)
 	}
 	s.ended <- child{7, killedBy(syscall.SIGSEGV)}
 	if got := s.watch(7); got != 128+11 {
