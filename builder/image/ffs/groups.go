@@ -71,7 +71,6 @@ type cylinder struct {
 	sum    summary
 
 	freeOff, sumOff, clusterOff int
-	run                         int // free blocks in a row, so far
 }
 
 // fill makes the block. used inodes, the first ones, are in use, and of the data
@@ -101,65 +100,55 @@ func (c *cylinder) fill(used, data int64, partial []place, time int64) {
 	put32(b, 120, min(g.inodesPerGroup, max(roundUp(used, int64(g.inodesPerBlock)), int64(2*g.inodesPerBlock))))
 	put64(b, 136, time)
 
-	for i := range int(used) {
-		b[inodeOff+i/8] |= 1 << (i % 8)
-	}
+	setBits(b[inodeOff:], 0, used)
 	c.sum.freeInodes = g.inodesPerGroup - used
 
 	frag := int64(g.frag)
 	first := g.first(c.number)
 	if rest := g.summaryBytes / int64(g.fragment) % frag; c.number == 0 && rest != 0 {
-		c.endRun()
 		c.frags(first-frag, int(frag-rest))
 	}
 	base := c.number * g.fragsPerGroup
-	for at := int64(0); at < frags; at += frag {
-		isData := at >= first || at/frag < g.before(c.number)
-		switch {
-		case !isData:
-			c.endRun()
-		case data > 0:
-			data--
-			c.endRun()
-			if len(partial) > 0 && partial[0].addr == base+at {
-				c.frags(at, partial[0].free)
-				partial = partial[1:]
-			}
-		default:
-			c.block(at)
-		}
+	for _, p := range partial {
+		c.frags(p.addr-base, p.free)
 	}
-	c.endRun()
+	// Data is in front of the tables and behind them.
+	before := g.before(c.number)
+	c.blocks(min(data, before), before)
+	c.blocks(first/frag+max(data-before, 0), frags/frag)
 	c.sum.put(b, 24)
 }
 
 // frags marks the last fragments of a block as free.
 func (c *cylinder) frags(at int64, free int) {
-	for f := at + int64(c.geo.frag-free); f < at+int64(c.geo.frag); f++ {
-		c.buf[c.freeOff+int(f/8)] |= 1 << (f % 8)
-	}
+	frag := int64(c.geo.frag)
+	setBits(c.buf[c.freeOff:], at+frag-int64(free), at+frag)
 	off := 52 + 4*free // cg_frsum[free]
 	put32(c.buf, off, le.Uint32(c.buf[off:])+1)
 	c.sum.freeFrags += int64(free)
 }
 
-// block marks a whole block as free.
-func (c *cylinder) block(at int64) {
-	for f := at; f < at+int64(c.geo.frag); f++ {
-		c.buf[c.freeOff+int(f/8)] |= 1 << (f % 8)
-	}
-	n := at / int64(c.geo.frag)
-	c.buf[c.clusterOff+int(n/8)] |= 1 << (n % 8)
-	c.sum.freeBlocks++
-	c.run++
-}
-
-// endRun counts a run of free blocks that is over.
-func (c *cylinder) endRun() {
-	if c.run == 0 {
+// blocks marks a run of whole blocks as free.
+func (c *cylinder) blocks(from, to int64) {
+	if from >= to {
 		return
 	}
-	off := c.sumOff + 4*min(c.run, c.geo.clusters)
+	frag := int64(c.geo.frag)
+	setBits(c.buf[c.freeOff:], from*frag, to*frag)
+	setBits(c.buf[c.clusterOff:], from, to)
+	off := c.sumOff + 4*int(min(to-from, int64(c.geo.clusters)))
 	put32(c.buf, off, le.Uint32(c.buf[off:])+1)
-	c.run = 0
+	c.sum.freeBlocks += to - from
+}
+
+// setBits sets the bits of a bitmap from one up to another.
+func setBits(b []byte, from, to int64) {
+	for ; from < to; from++ {
+		if from%8 == 0 && to-from >= 8 {
+			b[from/8] = 0xff
+			from += 7
+			continue
+		}
+		b[from/8] |= 1 << (from % 8)
+	}
 }

@@ -436,6 +436,14 @@ func (d *Disk) group(g int64, used []uint64, modes map[uint32]uint16) (sum [4]in
 			end()
 			continue
 		}
+		if taken == 0 {
+			sum[1]++
+			maps[int64(want.Freeoff)+at/8] |= byte((1<<s.Frag - 1) << (at % 8)) // and in one byte
+			set(want.Clusteroff, at/int64(s.Frag))
+			run++
+			continue
+		}
+		end()
 		free, row := 0, 0
 		var rows []int
 		for f := at; f < at+int64(s.Frag); f++ {
@@ -448,13 +456,6 @@ func (d *Disk) group(g int64, used []uint64, modes map[uint32]uint16) (sum [4]in
 			rows, row = append(rows, row), 0
 		}
 		rows = append(rows, row)
-		if free == int(s.Frag) {
-			sum[1]++
-			set(want.Clusteroff, at/int64(s.Frag))
-			run++
-			continue
-		}
-		end()
 		sum[3] += int32(free)
 		for _, n := range rows {
 			if n > 0 {
