@@ -134,6 +134,7 @@ func commands() []command {
 		{name: "stats", group: groupMachines, summary: "show what machines use, live", help: statsHelp, run: statsCommand, flags: func() *pflag.FlagSet { return new(statsFlags).set() }, names: machineNames},
 		{name: "cleanup", group: groupMachines, summary: "remove what dead machines left behind", help: cleanupHelp, run: cleanupCommand, flags: func() *pflag.FlagSet { return new(cleanupFlags).set() }},
 		{name: "demo", group: groupOther, summary: "boot the built-in test guest", help: demoHelp, run: demoRun, flags: func() *pflag.FlagSet { return demoFlags(new(bootFlags), new(bool)) }},
+		{name: "build", group: groupImages, summary: "make a bootable image from a Dockerfile", help: buildHelp, run: buildCommand, flags: func() *pflag.FlagSet { return new(buildFlags).set() }, names: fileNames},
 		{name: "kernel", group: groupImages, summary: "fetch and list NetBSD's own kernels", help: kernelHelp, run: kernelCommand, flags: func() *pflag.FlagSet { return kernelFlags(new(kernels.Options), new(bool)) }},
 		{name: "doctor", group: groupOther, summary: "say whether machines can run here", help: doctorHelp, run: doctor},
 		{name: "version", group: groupOther, summary: "print the version", help: versionHelp, run: version},
