@@ -24,11 +24,17 @@ type Removed struct {
 	Bytes int64    // that they took on the disk
 }
 
+// RemoveOptions say what Remove does and leaves.
+type RemoveOptions struct {
+	Force bool                     // an image with several names goes by its ID
+	Keep  func(digest string) bool // contents that others than images need; nil: none
+}
+
 // Remove takes a name away from its image, and the image with its last name. By
-// ID the image goes with all its names, which must be one at most unless force
-// is set. Contents that no image needs are removed too, unless somebody is
+// ID the image goes with all its names, of which there must be one at most
+// unless it is forced. Contents that no image needs are removed too, unless somebody is
 // adding to the store: a later Prune finds them.
-func (s *Store) Remove(ctx context.Context, image string, force bool) (Removed, error) {
+func (s *Store) Remove(ctx context.Context, image string, o RemoveOptions) (Removed, error) {
 	var gone Removed
 	var rec record
 	err := s.update(func(x *index) error {
@@ -44,7 +50,7 @@ func (s *Store) Remove(ctx context.Context, image string, force bool) (Removed, 
 			name := ref.Tagged().String()
 			gone.Names = []string{name}
 			x.Images[i].Names = slices.DeleteFunc(slices.Clone(rec.Names), func(n string) bool { return n == name })
-		case len(rec.Names) > 1 && !force:
+		case len(rec.Names) > 1 && !o.Force:
 			return fmt.Errorf("%s has %d names (%s and others): remove them by name, or force it", image, len(rec.Names), rec.Names[0])
 		default:
 			gone.Names = rec.Names
@@ -62,7 +68,9 @@ func (s *Store) Remove(ctx context.Context, image string, force bool) (Removed, 
 	// A damaged image has fewer marks: what is missing cannot be removed anyway.
 	mine := map[string]bool{}
 	s.mark(rec, mine)
-	err = s.sweep(ctx, &gone, func(digest string, _ time.Time) bool { return !mine[digest] })
+	err = s.sweep(ctx, &gone, func(digest string, _ time.Time) bool {
+		return !mine[digest] || o.Keep != nil && o.Keep(digest)
+	})
 	if errors.Is(err, blob.ErrInUse) {
 		err = nil
 	}
@@ -71,9 +79,10 @@ func (s *Store) Remove(ctx context.Context, image string, force bool) (Removed, 
 
 // PruneOptions say what Prune leaves.
 type PruneOptions struct {
-	Unnamed bool          // remove images without a name too
-	Grace   time.Duration // what is younger stays: somebody may be about to refer to it
-	Keep    func(digest string) bool
+	Unnamed bool                     // remove images without a name too
+	Used    func(id string) bool     // but not these; nil: none
+	Grace   time.Duration            // what is younger stays: somebody may be about to refer to it
+	Keep    func(digest string) bool // contents that others than images need; nil: none
 	DryRun  bool
 }
 
@@ -83,7 +92,7 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) (Removed, error) {
 	var gone Removed
 	limit := time.Now().Add(-o.Grace)
 	unnamed := func(r record) bool {
-		return o.Unnamed && len(r.Names) == 0 && time.Unix(r.Added, 0).Before(limit)
+		return o.Unnamed && len(r.Names) == 0 && time.Unix(r.Added, 0).Before(limit) && (o.Used == nil || !o.Used(r.ID))
 	}
 	drop := func(x *index) error {
 		gone.IDs = nil

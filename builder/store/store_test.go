@@ -206,14 +206,14 @@ func TestRemove(t *testing.T) {
 	one := put(t, s, 1, "a", "b")
 	before := blobs(t, s)
 	two := put(t, s, 2, "c")
-	if _, err := s.Remove(t.Context(), one.ID, false); err == nil || !strings.Contains(err.Error(), "2 names") {
+	if _, err := s.Remove(t.Context(), one.ID, RemoveOptions{}); err == nil || !strings.Contains(err.Error(), "2 names") {
 		t.Fatal(err)
 	}
-	gone, err := s.Remove(t.Context(), "a", false)
+	gone, err := s.Remove(t.Context(), "a", RemoveOptions{})
 	if err != nil || len(gone.IDs) != 0 || !slices.Equal(gone.Names, []string{"a:latest"}) {
 		t.Fatalf("%+v, %v", gone, err)
 	}
-	if gone, err = s.Remove(t.Context(), two.ID, false); err != nil || len(gone.IDs) != 1 || gone.Blobs == 0 || gone.Bytes == 0 {
+	if gone, err = s.Remove(t.Context(), two.ID, RemoveOptions{}); err != nil || len(gone.IDs) != 1 || gone.Blobs == 0 || gone.Bytes == 0 {
 		t.Fatalf("%+v, %v", gone, err)
 	}
 	if n := blobs(t, s); n != before {
@@ -225,10 +225,10 @@ func TestRemove(t *testing.T) {
 	if _, err := s.OpenTree(one); err != nil {
 		t.Error(err)
 	}
-	if gone, err = s.Remove(t.Context(), "b", false); err != nil || blobs(t, s) != 0 {
+	if gone, err = s.Remove(t.Context(), "b", RemoveOptions{}); err != nil || blobs(t, s) != 0 {
 		t.Errorf("%+v, %v, %d contents left", gone, err, blobs(t, s))
 	}
-	if _, err := s.Remove(t.Context(), "b", true); !errors.Is(err, ErrNotFound) {
+	if _, err := s.Remove(t.Context(), "b", RemoveOptions{Force: true}); !errors.Is(err, ErrNotFound) {
 		t.Error(err)
 	}
 }
@@ -315,7 +315,7 @@ func TestDamage(t *testing.T) {
 	if _, err := s.Prune(t.Context(), PruneOptions{}); err == nil || !strings.Contains(err.Error(), "rmi") {
 		t.Errorf("pruned beside a damaged image: %v", err)
 	}
-	if _, err := s.Remove(t.Context(), "bad", false); err != nil {
+	if _, err := s.Remove(t.Context(), "bad", RemoveOptions{}); err != nil {
 		t.Error(err)
 	}
 	if e, err := s.Resolve("good"); err != nil || e.ID != good.ID {
@@ -412,7 +412,7 @@ func child(t *testing.T, dir string) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.Remove(t.Context(), first, true); err != nil {
+	if _, err := s.Remove(t.Context(), first, RemoveOptions{Force: true}); err != nil {
 		t.Fatal(err)
 	}
 }
