@@ -179,9 +179,9 @@ func (r *Runner) run(ctx context.Context, step builder.RunStep) (_ *tree.Tree, e
 		log: log.own, output: step.Output,
 	}
 	if step.Network && r.o.Network != nil {
-		n, err := r.o.Network(ctx)
-		if err != nil {
-			return nil, err
+		n, nerr := r.o.Network(ctx)
+		if nerr != nil {
+			return nil, nerr
 		}
 		if n.Close != nil {
 			defer func() { err = errors.Join(err, n.Close()) }()
