@@ -30,7 +30,7 @@ var (
 
 const (
 	smolinitPackage = "github.com/smolvmm/smolvmm/cmd/smolinit"
-	maxBlob         = 1200 << 10 // bytes: it is in the repository's history for good
+	maxBlob         = 1500 << 10 // bytes: it is in the repository's history for good
 )
 
 // goTool runs the go command for the guest.
