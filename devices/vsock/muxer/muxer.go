@@ -29,8 +29,10 @@ const (
 	// maxPath is what sockaddr_un holds besides its NUL (unix(7)), in bytes.
 	maxPath = 107
 
-	// backlog is how many clients may wait to be accepted.
+	// backlog is how many of the guest's connections may wait for Accept, and how many
+	// clients are accepted at a time; waiting is how many of those may wait for that.
 	backlog = 128
+	waiting = 1024
 
 	// maxSockets bounds the descriptors: a connection each, and those who have
 	// not said yet what they want.

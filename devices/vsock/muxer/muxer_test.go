@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"hash/fnv"
 	"io"
@@ -63,7 +64,7 @@ func (r *rig) client(line string) net.Conn {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(patience))
+	c.SetDeadline(time.Now().Add(patience + time.Duration(*bulk)*time.Microsecond/10))
 	if _, err := io.WriteString(c, line); err != nil {
 		r.t.Fatal(err)
 	}
@@ -204,9 +205,11 @@ type stream struct{ rnd *rand.ChaCha8 }
 
 func newStream(seed byte) *stream { return &stream{rand.NewChaCha8([32]byte{seed})} }
 
+var bulk = flag.Int("bulk", 4<<20, "`bytes` that TestBulk moves each way")
+
 // TestBulk moves bytes both ways at once through every kind of buffer.
 func TestBulk(t *testing.T) {
-	const size = 4 << 20
+	size := *bulk
 	for _, o := range []vsocktest.Options{
 		{},
 		{Features: 1, RXSize: 4096},

@@ -49,7 +49,7 @@ func listen(path string) (fd int, inode uint64, err error) {
 	// from its first moment on, and the process's umask is left alone.
 	if err = unix.Fchmod(fd, 0o600); err == nil {
 		if err = unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err == nil {
-			if err = unix.Listen(fd, backlog); err == nil {
+			if err = unix.Listen(fd, waiting); err == nil {
 				err = unix.Lstat(path, &st)
 			}
 			if err != nil {
