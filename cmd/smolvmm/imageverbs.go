@@ -11,9 +11,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/smolvmm/smolvmm/builder"
-	"github.com/smolvmm/smolvmm/builder/sets"
-	"github.com/smolvmm/smolvmm/builder/store"
 	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/images"
 	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/machines"
 )
@@ -69,8 +66,10 @@ func imageVerb(v images.Verb, args []string, s streams) error {
 	e := images.Env{
 		In: s.in, Out: s.out, Err: s.err, Variable: s.env, Size: parseSize,
 		Store: filepath.Join(data, "images"), Keys: filepath.Join(config, "keys"),
-		Keep:     cacheKeeps,
 		Machines: func(disk string) ([]string, error) { return machinesOn(disk, s) },
+	}
+	if cache, err := os.UserCacheDir(); err == nil { // without one nothing was built
+		e.Cache = filepath.Join(cache, "smolvmm")
 	}
 	if out, ok := s.out.(*os.File); ok {
 		e.OutIsTerminal = isTerminal(out)
@@ -111,23 +110,6 @@ func configFolder(env func(string) (string, bool)) (string, error) {
 		base = filepath.Join(home, ".config")
 	}
 	return filepath.Join(base, "smolvmm"), nil
-}
-
-// cacheKeeps tells what the build cache needs of the store's contents.
-func cacheKeeps(s *store.Store) (func(digest string) bool, error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return nil, nil // without one nothing was built
-	}
-	cache = filepath.Join(cache, "smolvmm")
-	keep, err := builder.Digests(filepath.Join(cache, "steps"), s.Blobs())
-	if err != nil {
-		return nil, err
-	}
-	if err := sets.Referenced(filepath.Join(cache, "sets"), func(d string) { keep[d] = true }); err != nil {
-		return nil, err
-	}
-	return func(d string) bool { return keep[d] }, nil
 }
 
 // machinesOn names the machines that have a file as a disk.

@@ -122,7 +122,7 @@ const (
 
 // commands are all of them, in the order of the help.
 func commands() []command {
-	return []command{
+	return append([]command{
 		{name: "run", group: groupMachines, summary: "run a machine with a name, here or in the background", help: runHelp, run: runCommand, flags: func() *pflag.FlagSet { return new(runFlags).set() }, names: imageNames},
 		{name: "ps", group: groupMachines, summary: "list machines", help: psHelp, run: psCommand, flags: func() *pflag.FlagSet { return new(psFlags).set() }},
 		{name: "logs", group: groupMachines, summary: "show what a machine has printed", help: logsHelp, run: logsCommand, flags: func() *pflag.FlagSet { return new(logsFlags).set() }, names: machineNames},
@@ -136,9 +136,11 @@ func commands() []command {
 		{name: "demo", group: groupOther, summary: "boot the built-in test guest", help: demoHelp, run: demoRun, flags: func() *pflag.FlagSet { return demoFlags(new(bootFlags), new(bool)) }},
 		{name: "build", group: groupImages, summary: "make a bootable image from a Dockerfile", help: buildHelp, run: buildCommand, flags: func() *pflag.FlagSet { return new(buildFlags).set() }, names: fileNames},
 		{name: "kernel", group: groupImages, summary: "fetch and list NetBSD's own kernels", help: kernelHelp, run: kernelCommand, flags: func() *pflag.FlagSet { return kernelFlags(new(kernels.Options), new(bool)) }},
+		{name: "completion", group: groupOther, summary: "print a completion script: bash, zsh or fish", help: completionHelp, run: completion},
+		{name: "man", group: groupOther, summary: "print the manual page", help: manHelp, run: man},
 		{name: "doctor", group: groupOther, summary: "say whether machines can run here", help: doctorHelp, run: doctor},
 		{name: "version", group: groupOther, summary: "print the version", help: versionHelp, run: version},
-	}
+	}, imageCommands()...)
 }
 
 // run is the program, apart from the process.

@@ -24,7 +24,7 @@ removed from the disk at once.
   -h, --help    show the help
 `
 
-const tagHelp = `smolvmm tag gives an image one more name, and takes it from the image that had it.
+const tagHelp = `smolvmm tag gives an image one more name; an image that had it loses it.
 
 Usage: smolvmm tag IMAGE NAME[:TAG]
 
@@ -100,7 +100,7 @@ where smolBSD publishes: ` + DefaultRegistry + `.
       --max-size SIZE   refuse a larger disk (default 64G)
   -u, --username NAME   log in; without it docker's config.json is asked
       --password-stdin  read the password from standard input
-      --plain-http      speak HTTP without TLS (to the loopback it is the default)
+      --plain-http      speak HTTP without TLS, as to the loopback without it
   -h, --help            show the help
 
   smolvmm pull rescue-amd64:latest
@@ -118,7 +118,7 @@ is printed.
       --no-tree         leave out what FROM and COPY --from need
   -u, --username NAME   log in; without it docker's config.json is asked
       --password-stdin  read the password from standard input
-      --plain-http      speak HTTP without TLS (to the loopback it is the default)
+      --plain-http      speak HTTP without TLS, as to the loopback without it
   -h, --help            show the help
 
   smolvmm push web registry.example/team/web:1.0
@@ -140,7 +140,7 @@ put there is a key that smolvmm verify trusts.
   -h, --help            show the help
 `
 
-const signHelp = `smolvmm sign signs an image: its description, and with that disk, kernel and tree.
+const signHelp = `smolvmm sign signs an image: its description, and so disk, kernel and tree.
 
 Usage: smolvmm sign [flags] IMAGE
 
@@ -153,7 +153,7 @@ The signature is kept with the image, and goes along with push and save.
   -h, --help            show the help
 `
 
-const verifyHelp = `smolvmm verify tells who has signed an image, and fails if nobody has that is trusted.
+const verifyHelp = `smolvmm verify tells who has signed an image; it fails if nobody trusted has.
 
 Usage: smolvmm verify [--key KEY]… IMAGE
 

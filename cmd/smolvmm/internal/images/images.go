@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/smolvmm/smolvmm/builder"
+	"github.com/smolvmm/smolvmm/builder/sets"
 	"github.com/smolvmm/smolvmm/builder/spec"
 	"github.com/smolvmm/smolvmm/builder/store"
 )
@@ -27,8 +29,7 @@ type Env struct {
 
 	Store string // the folder of images
 	Keys  string // the folder of keys
-	// Keep tells which contents the build cache needs; nil: none are known.
-	Keep func(*store.Store) (func(digest string) bool, error)
+	Cache string // the folder of the builder's caches, "" where there is none
 	// Machines gives the names of machines whose disk is a file; nil: none.
 	Machines func(disk string) ([]string, error)
 	Progress func(what string, got, total int64)
@@ -148,10 +149,8 @@ func (e Env) remove(ctx context.Context, s *store.Store, name string, force bool
 		}
 	}
 	o := store.RemoveOptions{Force: force}
-	if e.Keep != nil {
-		if o.Keep, err = e.Keep(s); err != nil {
-			return err
-		}
+	if o.Keep, err = e.keep(s); err != nil {
+		return err
 	}
 	gone, err := s.Remove(ctx, name, o)
 	for _, n := range gone.Names {
@@ -181,8 +180,8 @@ func pruneVerb() Verb {
 				return err
 			}
 			o := store.PruneOptions{Unnamed: true, Grace: *grace, DryRun: *dry}
-			if !*cache && e.Keep != nil {
-				if o.Keep, err = e.Keep(s); err != nil {
+			if !*cache {
+				if o.Keep, err = e.keep(s); err != nil {
 					return err
 				}
 			}
@@ -204,6 +203,21 @@ func pruneVerb() Verb {
 			return nil
 		}
 	}}
+}
+
+// keep tells what the builder's caches need of the store's contents.
+func (e Env) keep(s *store.Store) (func(digest string) bool, error) {
+	if e.Cache == "" {
+		return nil, nil
+	}
+	needed, err := builder.Digests(filepath.Join(e.Cache, "steps"), s.Blobs())
+	if err != nil {
+		return nil, err
+	}
+	if err := sets.Referenced(filepath.Join(e.Cache, "sets"), func(d string) { needed[d] = true }); err != nil {
+		return nil, err
+	}
+	return func(d string) bool { return needed[d] }, nil
 }
 
 // used tells which images are under a machine.
