@@ -138,8 +138,6 @@ func commands() []command {
 		{name: "kernel", group: groupImages, summary: "fetch and list NetBSD's own kernels", help: kernelHelp, run: kernelCommand, flags: func() *pflag.FlagSet { return kernelFlags(new(kernels.Options), new(bool)) }},
 		{name: "completion", group: groupOther, summary: "print a completion script: bash, zsh or fish", help: completionHelp, run: completion},
 		{name: "man", group: groupOther, summary: "print the manual page", help: manHelp, run: man},
-		{name: "completion", group: groupOther, summary: "print a completion script: bash, zsh or fish", help: completionHelp, run: completion},
-		{name: "man", group: groupOther, summary: "print the manual page", help: manHelp, run: man},
 		{name: "doctor", group: groupOther, summary: "say whether machines can run here", help: doctorHelp, run: doctor},
 		{name: "version", group: groupOther, summary: "print the version", help: versionHelp, run: version},
 	}, imageCommands()...)
