@@ -185,12 +185,14 @@ func (o *Options) fit(units geometry, need, used int64) (geometry, error) {
 	block := int64(units.block)
 	if o.Size != 0 && !o.Minimize {
 		blocks := o.Size / block
-		// As many inodes as the free space asks for, or as there is room for.
-		wish := used + max(o.FreeInodes, (blocks-need)*block/o.Density)
-		for _, inodes := range []int64{wish, used + o.FreeInodes} {
-			g, err := units.divide(blocks, inodes)
+		// As many inodes as the free space asks for, or fewer where files need its room.
+		for more := max(0, (blocks-need)*block/o.Density-o.FreeInodes); ; more /= 2 {
+			g, err := units.divide(blocks, used+o.FreeInodes+more)
 			if err == nil && g.capacity() >= need {
 				return g, nil
+			}
+			if more == 0 {
+				break
 			}
 		}
 		least, err := units.least(need, used+o.FreeInodes)

@@ -142,6 +142,9 @@ func (p *planner) extents(f *file) error {
 	}
 	block := int64(p.geo.block)
 	for _, e := range extents {
+		if e.Off+e.Len > f.size {
+			return fmt.Errorf("a file of %d bytes has an extent up to %d", f.size, e.Off+e.Len)
+		}
 		r := run{e.Off / block, ceilDiv(e.Off+e.Len, block)}
 		if last := len(f.runs) - 1; last >= 0 && f.runs[last].hi >= r.lo {
 			f.runs[last].hi = r.hi

@@ -1,8 +1,7 @@
 // Package ffstest reads UFS2 file systems for tests and checks all their tables.
 // It is written from the structures of NetBSD's fs.h, dinode.h and dir.h and from
-// what fsck_ffs(8) says it checks, and shares nothing with package ffs. It is for
-// disks that a test's own guest has had: a hostile one could make it take any
-// amount of memory.
+// what fsck_ffs(8) says it checks, and shares nothing with package ffs. A test's
+// guest may have changed the disk at will.
 package ffstest
 
 import (
@@ -87,6 +86,9 @@ func Open(r io.ReaderAt, fresh bool) (*Disk, error) {
 			return nil, fmt.Errorf("superblock: %s: %+v", what, *s)
 		}
 	}
+	if _, err := d.bytes(s.Size-1, int(s.Fsize)); err != nil {
+		return nil, fmt.Errorf("the last of %d fragments is not there: %w", s.Size, err)
+	}
 	for g := range int64(s.Ncg) {
 		if !fresh {
 			break // the kernel does not keep the copies up to date
@@ -167,7 +169,7 @@ func (d *Disk) tree(addr int64, level int, first, span int64, fn func(lbn, addr 
 
 // content gives what is in an inode's blocks: all of it, so not for large files.
 func (d *Disk) content(i *Inode) ([]byte, error) {
-	if i.Size > 1<<30 {
+	if i.Size > 256<<20 {
 		return nil, fmt.Errorf("%d bytes are not read at once", i.Size)
 	}
 	out := make([]byte, i.Size)
@@ -300,6 +302,9 @@ func (d *Disk) reach(take func(addr, n int64, what string) error) (map[uint32]ui
 	counts := map[uint32]int16{}
 	type dir struct{ ino, parent uint32 }
 	visit := func(ino uint32) (*Inode, error) {
+		if ino < 2 || int64(ino) >= int64(d.Super.Ncg)*int64(d.Super.Ipg) {
+			return nil, fmt.Errorf("there is no inode %d", ino)
+		}
 		i, err := d.Inode(ino)
 		if err != nil {
 			return nil, err
