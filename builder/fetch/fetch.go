@@ -78,15 +78,20 @@ func New(o Options) *Client {
 	}
 	return &Client{o, &http.Client{
 		CheckRedirect: noDowngrade,
-		Transport: &http.Transport{
+		Transport: &idleTransport{o.Idle, &http.Transport{
 			Proxy:                 o.Proxy,
 			DisableCompression:    true, // a .gz is wanted as it is
 			ResponseHeaderTimeout: o.Idle,
 			TLSHandshakeTimeout:   o.Idle,
 			ForceAttemptHTTP2:     true,
-		},
+		}},
 	}}
 }
+
+// HTTP is the client's own: it stays under TLS where it began, unpacks nothing,
+// and a server that is silent for longer than Idle fails it, at the headers and in
+// the body.
+func (c *Client) HTTP() *http.Client { return c.http }
 
 // Close gives back the connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
@@ -134,30 +139,43 @@ func (c *Client) Bytes(ctx context.Context, url string, limit int64, what string
 	return b, nil
 }
 
-// get asks for a file. The body fails when nothing comes for Idle.
+// get asks for a file.
 func (c *Client) get(ctx context.Context, url string, header http.Header) (*http.Response, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		cancel(nil)
 		return nil, Fail(ErrServer, err, "mirror: %v", err)
 	}
 	req.Header.Set("User-Agent", "smolvmm")
 	for k, v := range header {
 		req.Header[k] = v
 	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.netError(url, err)
+	}
+	return resp, nil
+}
+
+// idleTransport fails requests when nothing comes for a while.
+type idleTransport struct {
+	idle time.Duration
+	*http.Transport
+}
+
+func (t *idleTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(req.Context())
 	// ResponseHeaderTimeout bounds a silent server, this a network that takes
 	// the packets and answers none.
-	idle := time.AfterFunc(2*c.o.Idle, func() { cancel(errIdle) })
-	resp, err := c.http.Do(req)
+	idle := time.AfterFunc(2*t.idle, func() { cancel(errIdle) })
+	resp, err := t.Transport.RoundTrip(req.WithContext(ctx))
 	if err != nil {
 		idle.Stop()
 		err = withCause(ctx, err)
 		cancel(nil)
-		return nil, c.netError(url, err)
+		return nil, err
 	}
-	idle.Reset(c.o.Idle)
-	resp.Body = &body{ReadCloser: resp.Body, ctx: ctx, cancel: cancel, idle: idle, limit: c.o.Idle}
+	idle.Reset(t.idle)
+	resp.Body = &body{ReadCloser: resp.Body, ctx: ctx, cancel: cancel, idle: idle, limit: t.idle}
 	return resp, nil
 }
 

@@ -117,6 +117,24 @@ func TestBytes(t *testing.T) {
 	}
 }
 
+// TestHTTP: who uses the client directly is as safe from silence.
+func TestHTTP(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "half")
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	}))
+	defer s.Close()
+	c := New(Options{Idle: 50 * time.Millisecond})
+	defer c.Close()
+	resp, err := c.HTTP().Get(s.URL)
+	must(t, err)
+	defer resp.Body.Close()
+	if b, err := io.ReadAll(resp.Body); !errors.Is(err, errIdle) || string(b) != "half" {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
 func TestBase(t *testing.T) {
 	if b, err := Base("https://cdn.example/a//", ""); err != nil || b != "https://cdn.example/a" {
 		t.Errorf("%q, %v", b, err)

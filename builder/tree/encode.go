@@ -29,9 +29,10 @@ const (
 	magic    = "smolvmm tree 1\n"
 	linkKind = 0xff
 
-	// maxNodes bounds what Decode makes; a full NetBSD with its sources has
-	// about 200,000.
-	maxNodes = 4 << 20
+	// MaxNames bounds the names of a tree that can be encoded, and with them the
+	// memory that Decode takes, some 300 bytes each. A NetBSD with its sources has
+	// 200,000.
+	MaxNames = 1 << 20
 )
 
 // ErrEncoding says that bytes are not the encoding of a tree.
@@ -39,10 +40,12 @@ var ErrEncoding = errors.New("not an encoded tree")
 
 // Encode writes the tree: the same tree, the same bytes. Of contents it writes
 // size and digest only, and reads those that do not know their digest.
-func (t *Tree) Encode(w io.Writer) error {
+func (t *Tree) Encode(w io.Writer) error { return t.encode(w, MaxNames) }
+
+func (t *Tree) encode(w io.Writer, limit int) error {
 	b := bufio.NewWriter(w)
 	b.WriteString(magic) // an error stays and is Flush's
-	e := encoder{w: b, numbers: map[*Node]uint64{}, dirs: map[*Node]bool{}}
+	e := encoder{w: b, limit: limit, numbers: map[*Node]uint64{}, dirs: map[*Node]bool{}}
 	if t.Root == nil || t.Root.Kind != Dir {
 		return &Error{".", ErrNotDir}
 	}
@@ -66,6 +69,8 @@ type encoder struct {
 	w       *bufio.Writer
 	numbers map[*Node]uint64
 	dirs    map[*Node]bool
+	names   int // so far
+	limit   int
 	buf     [binary.MaxVarintLen64]byte
 }
 
@@ -82,6 +87,9 @@ func (e *encoder) node(path string, n *Node) error {
 	}
 	if len(path) > MaxPath {
 		return &Error{path, fmt.Errorf("%w: longer than %d bytes", ErrName, MaxPath)}
+	}
+	if e.names++; e.names > e.limit {
+		return &Error{path, fmt.Errorf("%w: the tree has more than %d names", ErrNode, e.limit)}
 	}
 	if n.Kind == Dir {
 		if e.dirs[n] {
@@ -132,6 +140,10 @@ func (e *encoder) node(path string, n *Node) error {
 // Decode reads what Encode wrote, from bytes that are not trusted. open gives the
 // contents, none of them empty; where it is nil they are Refs.
 func Decode(r io.Reader, open func(digest string, size int64) (Content, error)) (*Tree, error) {
+	return decode(r, open, MaxNames)
+}
+
+func decode(r io.Reader, open func(digest string, size int64) (Content, error), limit int) (*Tree, error) {
 	b := bufio.NewReader(r)
 	got := make([]byte, len(magic))
 	if _, err := io.ReadFull(b, got); err != nil || !bytes.Equal(got, []byte(magic)) {
@@ -140,7 +152,7 @@ func Decode(r io.Reader, open func(digest string, size int64) (Content, error)) 
 	if open == nil {
 		open = func(digest string, size int64) (Content, error) { return Ref{digest, size}, nil }
 	}
-	d := decoder{r: b, open: open}
+	d := decoder{r: b, open: open, limit: limit}
 	root := d.node(0)
 	if d.err == nil && root.Kind != Dir {
 		d.fail("the root is no directory")
@@ -159,7 +171,8 @@ type decoder struct {
 	r     *bufio.Reader
 	open  func(string, int64) (Content, error)
 	nodes []*Node // that are no directories
-	dirs  int
+	names int     // so far, with the root's
+	limit int
 	err   error
 }
 
@@ -219,9 +232,12 @@ func (d *decoder) string(limit uint64) string {
 
 // node reads a node. path is the length of its path.
 func (d *decoder) node(path int) *Node {
+	if d.names++; d.names > d.limit {
+		d.fail("more than %d names", d.limit)
+	}
 	n := &Node{Kind: Kind(d.byte())}
 	if n.Kind == linkKind {
-		number := d.uint(maxNodes)
+		number := d.uint(MaxNames)
 		if d.err == nil && number >= uint64(len(d.nodes)) {
 			d.fail("a link to node %d of %d", number, len(d.nodes))
 		}
@@ -236,12 +252,8 @@ func (d *decoder) node(path int) *Node {
 	zigzag := d.uint(math.MaxUint64)
 	n.Mtime = int64(zigzag>>1) ^ -int64(zigzag&1)
 	n.Flags = uint32(d.uint(math.MaxUint32))
-	if d.err == nil && d.dirs+len(d.nodes) >= maxNodes {
-		d.fail("more than %d nodes", maxNodes)
-	}
 	switch n.Kind {
 	case Dir:
-		d.dirs++
 		d.entries(n, path)
 		return n
 	case File:
@@ -263,7 +275,7 @@ func (d *decoder) node(path int) *Node {
 
 func (d *decoder) entries(dir *Node, path int) {
 	last := ""
-	for i := d.uint(maxNodes); i > 0 && d.err == nil; i-- {
+	for i := d.uint(MaxNames); i > 0 && d.err == nil; i-- {
 		name := d.string(MaxName)
 		if d.err == nil && (name <= last || CheckName(name) != nil) {
 			d.fail("the name %.40q after %.40q", name, last)

@@ -3,6 +3,7 @@ package tree
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -124,6 +125,22 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 	if _, err := Decode(strings.NewReader(deep), nil); !errors.Is(err, ErrEncoding) || !strings.Contains(err.Error(), "path") {
 		t.Errorf("a deep tree: %v", err)
+	}
+	wide := New()
+	n := NewFile(0o644, nil)
+	for i := range 1000 {
+		must(t, wide.Root.Set(fmt.Sprint(i), n)) // links cost memory too
+	}
+	var b bytes.Buffer
+	must(t, wide.encode(&b, 1001))
+	if err := wide.encode(io.Discard, 1000); !errors.Is(err, ErrNode) || !strings.Contains(err.Error(), "names") {
+		t.Errorf("a tree with too many names: %v", err)
+	}
+	if _, err := decode(bytes.NewReader(b.Bytes()), nil, 1001); err != nil {
+		t.Errorf("as many names as may be: %v", err)
+	}
+	if _, err := decode(bytes.NewReader(b.Bytes()), nil, 1000); !errors.Is(err, ErrEncoding) || !strings.Contains(err.Error(), "names") {
+		t.Errorf("too many names: %v", err)
 	}
 	broken := errors.New("blob is gone")
 	if _, err := Decode(bytes.NewReader(good), func(string, int64) (Content, error) { return nil, broken }); !errors.Is(err, broken) {
