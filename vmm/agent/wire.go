@@ -60,7 +60,8 @@ const (
 	TypeResize Type = 7
 	// TypeExit, guest, last: Status as JSON.
 	TypeExit Type = 8
-	// TypeError, either, last: one line that says why the request ended.
+	// TypeError, either, last: a byte, the status that a shell would give
+	// (CodeFailed and the others), and one line that says why the request ended.
 	TypeError Type = 9
 	// TypeEntry begins a file, folder or link of a copy: Entry as JSON.
 	TypeEntry Type = 10
@@ -125,8 +126,18 @@ type Status struct {
 	Signal string `json:"signal,omitempty"` // and its name, as "SIGKILL"
 }
 
+// Codes of a TypeError, as shells have them.
+const (
+	CodeFailed   = 125 // what was asked could not be done
+	CodeNotExec  = 126 // the command is there and cannot be run
+	CodeNotFound = 127 // there is no such command
+)
+
 // RemoteError is what the other side said in a TypeError frame.
-type RemoteError struct{ Text string }
+type RemoteError struct {
+	Code int // CodeFailed, CodeNotExec or CodeNotFound
+	Text string
+}
 
 func (e *RemoteError) Error() string { return e.Text }
 
@@ -184,7 +195,22 @@ func (c *Conn) SendJSON(t Type, v any) error {
 }
 
 // SendError sends the line of an error: the last frame.
-func (c *Conn) SendError(err error) error { return c.Send(TypeError, []byte(line(err.Error()))) }
+func (c *Conn) SendError(err error) error {
+	code := byte(CodeFailed)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		code = CodeNotFound
+	case errors.Is(err, ErrNotExec):
+		code = CodeNotExec
+	}
+	return c.Send(TypeError, []byte{code}, []byte(line(err.Error())))
+}
+
+// Errors of a command that SendError has codes for.
+var (
+	ErrNotFound = errors.New("no such command")
+	ErrNotExec  = errors.New("not a program that can be run")
+)
 
 // Receive gives the next frame. The payload is good until the next call. An
 // error frame is returned as a *RemoteError; the stream's end between two frames
@@ -211,7 +237,10 @@ func (c *Conn) Receive() (Type, []byte, error) {
 	}
 	t := Type(c.head[0])
 	if t == TypeError {
-		return t, nil, &RemoteError{line(string(c.in))}
+		if n == 0 || c.in[0] < CodeFailed || c.in[0] > CodeNotFound {
+			return 0, nil, protocolf("an error without a code")
+		}
+		return t, nil, &RemoteError{int(c.in[0]), line(string(c.in[1:]))}
 	}
 	return t, c.in, nil
 }

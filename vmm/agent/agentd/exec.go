@@ -56,8 +56,18 @@ func (s Spec) Start() (pid int, err error) {
 		attr.Sys.Setpgid = true
 	}
 	pid, err = syscall.ForkExec(s.Path, s.Argv, attr)
-	if err != nil {
-		err = &fs.PathError{Op: "run", Path: s.Path, Err: err}
+	switch {
+	case err == nil:
+	case errors.Is(err, fs.ErrNotExist):
+		// It is the directory that is missing, or the program, or its interpreter.
+		if _, derr := os.Stat(s.Dir); derr != nil {
+			return pid, fmt.Errorf("%s: no such directory", s.Dir)
+		}
+		err = fmt.Errorf("%s: %w", s.Path, agent.ErrNotFound)
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.ENOEXEC), errors.Is(err, syscall.EISDIR):
+		err = fmt.Errorf("%s: %w", s.Path, agent.ErrNotExec)
+	default:
+		err = fmt.Errorf("%s: %w", s.Path, err)
 	}
 	return pid, err
 }
@@ -160,9 +170,9 @@ func lookPath(name, dir string, env []string) (string, error) {
 		}
 	}
 	if denied {
-		return "", &fs.PathError{Op: "run", Path: name, Err: fs.ErrPermission}
+		return "", fmt.Errorf("%s: %w", name, agent.ErrNotExec)
 	}
-	return "", &fs.PathError{Op: "run", Path: name, Err: fs.ErrNotExist}
+	return "", fmt.Errorf("%s: %w", name, agent.ErrNotFound)
 }
 
 // credential finds "user[:group]", names or numbers, in the guest's own files.

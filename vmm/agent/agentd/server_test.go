@@ -188,10 +188,10 @@ func TestExecFails(t *testing.T) {
 		want string
 	}{
 		"nothing":         {agent.Command{}, "no command"},
-		"no such command": {agent.Command{Argv: []string{"nosuch"}}, "run nosuch: file does not exist"},
-		"no such path":    {agent.Command{Argv: []string{"/no/such"}}, "no such file"},
-		"not a program":   {agent.Command{Argv: []string{file}}, "permission denied"},
-		"no such folder":  {agent.Command{Argv: []string{"pwd"}, Cwd: "/no/such"}, "no such file"},
+		"no such command": {agent.Command{Argv: []string{"nosuch"}}, "nosuch: no such command"},
+		"no such path":    {agent.Command{Argv: []string{"/no/such"}}, "/no/such: no such command"},
+		"not a program":   {agent.Command{Argv: []string{file}}, "not a program"},
+		"no such folder":  {agent.Command{Argv: []string{"pwd"}, Cwd: "/no/such"}, "/no/such: no such directory"},
 		"no such user":    {agent.Command{Argv: []string{"id"}, User: "nosuchuser"}, "no user nosuchuser"},
 		"no such group":   {agent.Command{Argv: []string{"id"}, User: "0:nosuchgroup"}, "no group nosuchgroup"},
 		"too long":        {agent.Command{Argv: []string{"echo", strings.Repeat("x", agent.MaxPayload)}}, "more than one message"},
