@@ -4,6 +4,7 @@
 
 #include "hostile.h"
 #include "net.h"
+#include "vsock.h"
 
 void at(struct blk *b, u32 i, u64 addr, u32 len, u16 flags, u16 next)
 {
@@ -178,7 +179,7 @@ void mode_hostile(const char *v)
 	int all = after(v, "all") != NULL;
 
 	mp_read();
-	if (!d && !net_device(0)) {
+	if (!d && !net_device(0) && !vs_device()) {
 		fail("hostile", "no disk");
 		return;
 	}
@@ -186,6 +187,7 @@ void mode_hostile(const char *v)
 		found += disk(v, all, d);
 	if (net_device(opt_number("net", 0)))
 		found += hostile_nets(v, all);
+	found += hostile_vsocks(v, all);
 	if (!found)
 		fail("hostile", "no such case: %s", v);
 }
