@@ -34,11 +34,16 @@ const (
 	agentPause = 10 * time.Millisecond
 )
 
-// newGuestAgent makes a key and the item by which the guest's init learns it.
-func newGuestAgent() (*guestAgent, vmm.Item, error) {
+// giveAgent gives a machine that is to be made a key, by which its init, if it is
+// smolinit, starts the agent.
+func giveAgent(cfg *vmm.Config) (*guestAgent, error) {
 	g := &guestAgent{key: agent.NewKey()}
 	item, err := vmm.NewItem(agent.Item, []byte(g.key.String()))
-	return g, item, err
+	if err != nil {
+		return nil, err
+	}
+	cfg.Items = append(cfg.Items, item)
+	return g, nil
 }
 
 // Dial gives an authenticated byte stream to the agent.

@@ -68,6 +68,7 @@ type apiServer struct {
 	starts chan startRequest // of a process that waits for InstanceStart
 	killed chan string       // the same, before there is a machine
 	over   chan struct{}     // closed by release at the end of it all
+	agent  *guestAgent       // nil: the guest has been given no key
 
 	mu      sync.Mutex // guards what follows
 	m       *vmm.Machine
@@ -93,9 +94,10 @@ type apiOptions struct {
 // openAPI listens, and answers from now on.
 func openAPI(o apiOptions) (a *apiServer, err error) {
 	a = &apiServer{path: o.socket, starts: make(chan startRequest), killed: make(chan string, 1), over: make(chan struct{})}
+	opened := a
 	defer func() {
 		if err != nil {
-			a.unlisten()
+			opened.unlisten()
 		}
 	}()
 	if o.socket != "" {
@@ -173,6 +175,10 @@ func (a *apiServer) running(m *vmm.Machine, nw *network.Network) {
 	a.mu.Lock()
 	a.m, a.nw, a.ran = m, nw, true
 	a.mu.Unlock()
+	if a.agent != nil {
+		a.agent.dial = nw.DialGuest
+		a.server.SetAgent(a.agent)
+	}
 	go func() {
 		select {
 		case <-m.Started():
@@ -300,7 +306,11 @@ func (a *apiServer) Kill(why string) {
 }
 
 // serveBoot boots the machine that the flags describe, with the API beside it.
-func (b *bootFlags) serveBoot(cfg *vmm.Config, o *runOptions) (err error) {
+func (b *bootFlags) serveBoot(cfg *vmm.Config, o *runOptions, s streams) (err error) {
+	g, err := giveAgent(cfg)
+	if err != nil {
+		return err
+	}
 	cpus, mib := b.cpus, cfg.Memory>>20
 	spec := api.Spec{
 		Boot:    api.BootSource{Kernel: b.kernel, BootArgs: b.append},
@@ -322,7 +332,18 @@ func (b *bootFlags) serveBoot(cfg *vmm.Config, o *runOptions) (err error) {
 	if err == nil && o.named != nil {
 		o.api.stays = true
 	}
+	if err == nil {
+		o.api.agent = g
+		o.api.tell(s)
+	}
 	return err
+}
+
+// tell says where metrics are, if that is not what the flag says.
+func (a *apiServer) tell(s streams) {
+	if a.tcp != nil {
+		fmt.Fprintf(s.err, "smolvmm: metrics on http://%v/metrics\n", a.tcp.Addr())
+	}
 }
 
 // consolePath is the file that a console goes to, if it does.
@@ -374,6 +395,7 @@ func (b *bootFlags) serveFirst(argv []string, s streams, changed func(string) bo
 	if err != nil {
 		return err
 	}
+	a.tell(s)
 	// A confined process cannot remove its socket.
 	k, err := startKeeper(keeperJob{Sockets: []socketFile{{Path: b.api.socket}}}, s.in)
 	if err != nil {
@@ -458,6 +480,10 @@ func (b *bootFlags) bootSpec(a *apiServer, spec api.Spec, argv []string, s strea
 	}
 	if spec.Vsock != nil {
 		cfg.Vsock = &vmm.Vsock{CID: spec.Vsock.CID, Path: spec.Vsock.Path}
+	}
+	if a.agent, err = giveAgent(&cfg); err != nil {
+		wipe(cfg.Items)
+		return err
 	}
 	o := c.options()
 	o.api = a

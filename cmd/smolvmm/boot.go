@@ -37,7 +37,7 @@ func boot(args []string, s streams) error {
 	}
 	o := b.options()
 	if b.api.socket != "" || b.api.metrics != "" {
-		if err := b.serveBoot(&cfg, &o); err != nil {
+		if err := b.serveBoot(&cfg, &o, s); err != nil {
 			wipe(cfg.Items)
 			return err
 		}

@@ -139,6 +139,9 @@ func runCommand(args []string, s streams) (err error) {
 		}
 	}()
 	r.net.Name = claim.Spec.Name
+	if slices.Equal(r.net.Nets, []string{"none"}) {
+		r.net.HostLink = true // which reaches nothing, but the agent is reached by it
+	}
 	cfg, err := r.config(argv, s)
 	if err != nil {
 		return err
@@ -152,7 +155,7 @@ func runCommand(args []string, s streams) (err error) {
 	o.named = &namedMachine{claim: claim, ready: ready, patience: r.readyTimeout, parent: s.parent, log: cfg.Log}
 	o.named.onRun = func() { ran = true }
 	r.api.socket, r.api.id = claim.Spec.Socket, claim.Spec.Name
-	if err := r.serveBoot(&cfg, &o); err != nil {
+	if err := r.serveBoot(&cfg, &o, s); err != nil {
 		wipe(cfg.Items)
 		return err
 	}
