@@ -59,16 +59,19 @@ func (p *Packed) Close() {
 // Pack makes an OCI artifact of an image: the description is the config, disk,
 // kernel and tree are layers; each signature is an artifact of its own whose
 // subject is the image's manifest.
-func (s *Store) Pack(ctx context.Context, e Entry, o PackOptions) (p *Packed, err error) {
+func (s *Store) Pack(ctx context.Context, e Entry, o PackOptions) (*Packed, error) {
 	if e.Err != nil {
 		return nil, e.Err
 	}
-	p = &Packed{}
-	defer func() {
-		if err != nil {
-			p.Close()
-		}
-	}()
+	p := &Packed{}
+	if err := s.pack(ctx, p, e, o); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (s *Store) pack(ctx context.Context, p *Packed, e Entry, o PackOptions) (err error) {
 	m := Manifest{SchemaVersion: 2, MediaType: TypeManifest, ArtifactType: ArtifactType}
 	if e.Image.Created != "" {
 		m.Annotations = map[string]string{annotationCreated: e.Image.Created}
@@ -88,35 +91,35 @@ func (s *Store) Pack(ctx context.Context, e Entry, o PackOptions) (p *Packed, er
 	} else if disk, err = s.squeeze(ctx, p, TypeZstdDisk, func(w io.Writer) error {
 		return copyBlob(ctx, w, e.Disk, "disk", o.Progress)
 	}); err != nil {
-		return nil, err
+		return err
 	}
 	disk.Annotations = title
 	m.Layers = []Descriptor{disk}
 	if e.Kernel != nil {
 		d, err := s.squeeze(ctx, p, TypeKernel, func(w io.Writer) error { return copyBlob(ctx, w, *e.Kernel, "kernel", o.Progress) })
 		if err != nil {
-			return nil, err
+			return err
 		}
 		m.Layers = append(m.Layers, d)
 	}
 	if e.Tree != nil && !o.NoTree {
 		d, err := s.squeeze(ctx, p, TypeTree, func(w io.Writer) error { return s.tarTree(ctx, w, e, o.Progress) })
 		if err != nil {
-			return nil, err
+			return err
 		}
 		m.Layers = append(m.Layers, d)
 	}
 	if err := p.manifest(m); err != nil {
-		return nil, err
+		return err
 	}
 	for _, file := range e.Signatures {
 		sig, err := PackSignature(p.Descriptor, file)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		p.Signatures = append(p.Signatures, sig)
 	}
-	return p, nil
+	return nil
 }
 
 // PackSignature makes the artifact that attaches a signature to an image's manifest.

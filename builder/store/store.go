@@ -181,7 +181,7 @@ func (s *Store) commit(ctx context.Context, doc []byte, names []spec.Reference, 
 		}
 		rec.Signatures = append(rec.Signatures, sig.Digest())
 	}
-	if err := s.blobs.Sync(); err != nil {
+	if err := s.sync(doc, rec); err != nil {
 		return Entry{}, err
 	}
 	if err := s.update(func(x *index) error { rec = x.add(rec); return nil }); err != nil {
@@ -189,6 +189,44 @@ func (s *Store) commit(ctx context.Context, doc []byte, names []spec.Reference, 
 	}
 	e := s.entry(rec)
 	return e, e.Err
+}
+
+// sync returns when what an image needs to run is on the disk. The files of its
+// tree are not waited for, as there may be thousands: one that a power failure
+// cut short is told by its size.
+func (s *Store) sync(doc []byte, r record) error {
+	img, err := spec.Parse(doc)
+	if err != nil {
+		return err
+	}
+	dirs := map[string]bool{}
+	for _, d := range append([]string{r.ID, img.Disk.Digest, img.Kernel.Digest, img.Tree}, r.Signatures...) {
+		b, err := s.blobs.Open(d)
+		if d == "" || d == img.Tree && errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		dirs[filepath.Dir(b.Path())] = true
+		if err := syncPath(b.Path()); err != nil {
+			return err
+		}
+	}
+	for d := range dirs {
+		if err := errors.Join(syncPath(d), syncPath(filepath.Dir(d))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // entry reads what a record names.

@@ -24,11 +24,11 @@ const defaultKey = "default"
 // PublicKey finds a public key in minisign's format: a file with one, the key
 // itself, or the name of one in the folder keys.
 func PublicKey(keys, arg string) (sign.PublicKey, error) {
+	if k, err := sign.ParsePublicKey([]byte(arg)); err == nil {
+		return k, nil // base64 has slashes too
+	}
 	if strings.ContainsRune(arg, '/') || strings.HasSuffix(arg, ".pub") {
 		return readPublic(arg)
-	}
-	if k, err := sign.ParsePublicKey([]byte(arg)); err == nil {
-		return k, nil
 	}
 	if keyName(arg) == nil {
 		k, err := readPublic(filepath.Join(keys, arg+".pub"))
