@@ -28,8 +28,8 @@ Usage: smolvmm exec [flags] NAME COMMAND [ARG]…
   -u, --user USER      user, USER:GROUP, names or numbers (default root)
 
 Exit status: the command's own; 125 where it could not be asked for, 126 where
-it is no program, 127 where there is none, 128+N for signal N. Signals to smolvmm
-go to the command; the second of a kind gives up on it, and ends it.
+it is no program, 127 where there is none, 128+N for signal N. Signals go to the
+command; the second of a kind gives up on it, and ends it.
 
   smolvmm exec web ls -l /etc           smolvmm exec -it web sh
 `
@@ -38,7 +38,7 @@ const shellHelp = `smolvmm shell starts a shell in a machine that runs.
 
 Usage: smolvmm shell [flags] NAME
 
-  -e, --env K=V   -w, --workdir DIR   -u, --user USER    as smolvmm exec has them
+  -e, --env K=V   -w, --workdir DIR   -u, --user USER    as for smolvmm exec
 
 It is smolvmm exec -it NAME /bin/sh; without a terminal here, exec -i.
 `
