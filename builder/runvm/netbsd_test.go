@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +22,7 @@ import (
 	"github.com/smolvmm/smolvmm/builder/blob"
 	"github.com/smolvmm/smolvmm/builder/toolbox"
 	"github.com/smolvmm/smolvmm/builder/tree"
+	"github.com/smolvmm/smolvmm/netstack"
 	"github.com/smolvmm/smolvmm/vmm"
 )
 
@@ -231,6 +234,11 @@ func sawConsole(t *testing.T, err error) {
 	}
 }
 
+// silent is a name server that has nothing to say, but is there.
+type silent struct{}
+
+func (silent) Answer(context.Context, []byte, bool) []byte { return nil }
+
 func steps(t *testing.T, dir string) {
 	sh := func(script string) []string { return []string{"/bin/sh", "-c", script} }
 	env := []string{"PATH=" + toolbox.URootPath, "GREETING=hello world"}
@@ -352,6 +360,45 @@ func steps(t *testing.T, dir string) {
 		var full *FullError
 		if !errors.As(err, &full) {
 			t.Errorf("%v, output %q", err, out)
+		}
+	})
+
+	t.Run("network", func(t *testing.T) {
+		l, err := net.Listen("tcp4", "127.0.0.1:0")
+		must(t, err)
+		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			fmt.Fprintf(w, "served %s", r.URL.Path)
+		})}
+		go func() { _ = srv.Serve(l) }()
+		defer srv.Close()
+		port := l.Addr().(*net.TCPAddr).Port
+		root := uroot(t, dir)
+		must(t, root.Put("etc/resolv.conf", tree.NewFile(0o644, tree.Bytes("nameserver 192.0.2.1\n"))))
+		before := lines(t, root)
+		r := newRunner(t, dir, 64<<20)
+		r.o.Network = func(context.Context) (Network, error) {
+			n, err := netstack.New(netstack.Config{HostServices: []uint16{uint16(port)}, NameServer: silent{}})
+			if err != nil {
+				return Network{}, err
+			}
+			return Network{Nets: []vmm.Net{{Backend: n, MAC: [6]byte{0x52, 0x54, 0, 0x12, 0x34, 0x56}}}, Close: n.Close}, nil
+		}
+		// The name servers of the network are there for the step and not in what it
+		// leaves behind, even if it moves them.
+		out := &saying{}
+		started := time.Now()
+		after, err := r.Run(t.Context(), builder.RunStep{Root: root, Env: env, Output: out, Network: true, Cwd: "/srv", Argv: sh(fmt.Sprintf(
+			"wget -O page http://10.0.2.2:%d/a/page; cat /etc/resolv.conf; mv /etc/resolv.conf /etc/resolv.was", port))})
+		t.Logf("%v, output:\n%s", time.Since(started), out)
+		sawConsole(t, err)
+		must(t, err)
+		want := []string{"- etc/resolv.conf", "+ etc/resolv.was " + before["etc/resolv.conf"], `+ srv/page file 0644 0:0 "served /a/page"`}
+		got := compare(before, lines(t, after))
+		for i := range got {
+			got[i] = strings.Replace(got[i], "srv/page file 0600", "srv/page file 0644", 1) // wget's own choice
+		}
+		if !slices.Equal(got, want) || !strings.Contains(out.String(), "nameserver 10.0.2.3") {
+			t.Errorf("changed %q, want %q; output %q", got, want, out)
 		}
 	})
 

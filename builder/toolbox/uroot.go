@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -122,18 +123,23 @@ func (t *Toolbox) buildBusybox(ctx context.Context, dir, file string) (err error
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+	// The go command takes no module from the root of a folder for temporary files.
+	module, scratch := filepath.Join(tmp, "module"), filepath.Join(tmp, "tmp")
+	if err := errors.Join(os.Mkdir(module, 0o700), os.Mkdir(scratch, 0o700)); err != nil {
+		return err
+	}
 	for name, text := range map[string]string{"go.mod": urootModule, "go.sum": urootSums} {
-		if err := os.WriteFile(filepath.Join(tmp, name), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(module, name), []byte(text), 0o600); err != nil {
 			return err
 		}
 	}
 	// Nothing of the caller's module, and nothing beyond what is required.
-	own := []string{"GOFLAGS=-mod=readonly -buildvcs=false", "GOWORK=off", "TMPDIR=" + tmp, "GOTMPDIR="}
+	own := []string{"GOFLAGS=-mod=readonly -buildvcs=false", "GOWORK=off", "TMPDIR=" + scratch, "GOTMPDIR="}
 	tool := filepath.Join(tmp, "makebb")
-	if _, err := run(ctx, t.command(ctx, tmp, append(own, "GOOS=", "GOARCH=", "CGO_ENABLED=0"), gocmd, "build", "-o", tool, makebb)); err != nil {
+	if _, err := run(ctx, t.command(ctx, module, slices.Concat(own, []string{"GOOS=", "GOARCH=", "CGO_ENABLED=0"}), gocmd, "build", "-o", tool, makebb)); err != nil {
 		return err
 	}
-	goroot, err := run(ctx, t.command(ctx, tmp, own, gocmd, "env", "GOROOT"))
+	goroot, err := run(ctx, t.command(ctx, module, own, gocmd, "env", "GOROOT"))
 	if err != nil {
 		return err
 	}
@@ -142,7 +148,7 @@ func (t *Toolbox) buildBusybox(ctx context.Context, dir, file string) (err error
 	for _, c := range Commands() {
 		args = append(args, urootPackage+c)
 	}
-	if _, err := run(ctx, t.command(ctx, tmp, append(append(own, netbsd()...), "GOROOT="+goroot), tool, args...)); err != nil {
+	if _, err := run(ctx, t.command(ctx, module, slices.Concat(own, netbsd(), []string{"GOROOT=" + goroot}), tool, args...)); err != nil {
 		return err
 	}
 	if _, err := readProgram(out); err != nil {
