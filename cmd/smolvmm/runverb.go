@@ -59,6 +59,7 @@ type runFlags struct {
 	detach, remove         bool
 	persist                bool
 	image                  string
+	vars                   map[string]string // of the service file
 }
 
 func (r *runFlags) set() *pflag.FlagSet {
@@ -93,6 +94,9 @@ func runCommand(args []string, s streams) (err error) {
 	if r.help {
 		fmt.Fprint(s.out, runHelp)
 		return nil
+	}
+	if err := r.readService(s); err != nil {
+		return err
 	}
 	if r.detach && s.parent == nil {
 		if f.Changed("console") && r.console == "stdio" {
@@ -193,14 +197,15 @@ func (r *runFlags) resolve(f *pflag.FlagSet, words []string, s streams) (argv []
 			return nil, err
 		}
 	}
+	var env []string
 	for _, path := range r.envFiles {
 		more, err := readEnvFile(path)
 		if err != nil {
 			return nil, err
 		}
-		r.env = append(more, r.env...) // -e wins
+		env = append(env, more...)
 	}
-	r.env = lastOfEach(r.env)
+	r.env = lastOfEach(append(env, r.env...)) // -e wins
 	switch {
 	case r.image == "" && len(r.disks) == 0 && r.kernel == "":
 		return nil, usagef("run: no image: name one, or give --kernel and --disk (smolvmm run --help)")

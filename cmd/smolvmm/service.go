@@ -24,8 +24,11 @@ const (
 	serviceNothing = "sharerw use_pty max_ports verbose ARCH QEMU QEMU_ACCEL CHOUPI uuid svc viosock"
 )
 
-// fromService takes in a service file.
-func (r *runFlags) fromService(f *pflag.FlagSet, s streams) error {
+// readService reads the service file, if one is named.
+func (r *runFlags) readService(s streams) error {
+	if r.service == "" {
+		return nil
+	}
 	in, err := os.Open(r.service)
 	if err != nil {
 		return usagef("-service %s: %w", r.service, plain(err))
@@ -42,10 +45,16 @@ func (r *runFlags) fromService(f *pflag.FlagSet, s streams) error {
 	if err != nil {
 		cwd = "."
 	}
-	vars, err := parseService(string(b), cwd, s.env)
-	if err != nil {
+	if r.vars, err = parseService(string(b), cwd, s.env); err != nil {
 		return usagef("-service %s:%w", r.service, err)
 	}
+	r.detach = r.detach || r.vars["daemon"] != ""
+	return nil
+}
+
+// fromService takes in what the service file says.
+func (r *runFlags) fromService(f *pflag.FlagSet, s streams) error {
+	vars := r.vars
 	set := func(flag, value string) error {
 		if value == "" || f.Changed(flag) {
 			return nil
@@ -88,7 +97,6 @@ func (r *runFlags) fromService(f *pflag.FlagSet, s streams) error {
 	if vars["nonet"] != "" && !f.Changed("net") {
 		r.net.Nets, r.net.Publish = []string{"none"}, nil
 	}
-	r.detach = r.detach || vars["daemon"] != ""
 	r.serviceImage(vars)
 	if d := vars["drive2"]; d != "" {
 		r.disks = append(r.disks, strings.ReplaceAll(d, ",", ",,"))
