@@ -369,6 +369,9 @@ func (s *Store) AddSignature(ctx context.Context, image string, file []byte) err
 	if err != nil {
 		return err
 	}
+	if err := errors.Join(syncPath(b.Path()), syncPath(filepath.Dir(b.Path()))); err != nil {
+		return err
+	}
 	return s.update(func(x *index) error {
 		i, err := x.find(image)
 		if err != nil {
