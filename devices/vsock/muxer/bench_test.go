@@ -4,7 +4,6 @@ import (
 	"io"
 	"testing"
 
-	"github.com/smolvmm/smolvmm/devices/virtq"
 	"github.com/smolvmm/smolvmm/devices/vsock/muxer"
 	"github.com/smolvmm/smolvmm/devices/vsock/vsocktest"
 )
@@ -14,7 +13,7 @@ import (
 // Linux's driver, 4 KiB to receive and up to 64 KiB to send, and of larger ones.
 
 func benchRig(b *testing.B, size uint32) *rig {
-	return newRig(b, vsocktest.Options{Features: virtq.FeatureEventIdx | virtq.FeatureIndirectDesc, RXSize: size})
+	return newRig(b, vsocktest.Options{RXSize: size})
 }
 
 // ends gives both ends of a connection.
