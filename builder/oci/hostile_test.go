@@ -205,3 +205,45 @@ func TestHostileRegistry(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRedirection: a registry may send for a content elsewhere, as those do that
+// keep them in another's cloud, and the credentials do not go along.
+func TestRedirection(t *testing.T) {
+	good := inProcess()
+	host := serve(t, good)
+	s := open(t)
+	e := image(t, s, "web")
+	if _, err := Push(t.Context(), s, e, ref(t, host+"/web"), PushOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var went, leaked, known atomic.Int32
+	cloud := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		went.Add(1)
+		if r.Header.Get("Authorization") != "" {
+			leaked.Add(1)
+		}
+		good.ServeHTTP(w, r)
+	}))
+	front := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, pass, ok := r.BasicAuth(); !ok || user != testUser || pass != testPassword {
+			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		known.Add(1)
+		if strings.Contains(r.URL.Path, "/blobs/") {
+			http.Redirect(w, r, "http://"+cloud+r.URL.Path, http.StatusTemporaryRedirect)
+			return
+		}
+		good.ServeHTTP(w, r)
+	}))
+	got, err := Pull(t.Context(), open(t), ref(t, front+"/web"), PullOptions{Options: Options{
+		Credentials: func(string) Credential { return Credential{Username: testUser, Password: testPassword} },
+	}})
+	if err != nil || got.ID != e.ID {
+		t.Fatal(err)
+	}
+	if known.Load() == 0 || went.Load() == 0 || leaked.Load() != 0 {
+		t.Errorf("%d times known, %d times redirected, %d times with the password", known.Load(), went.Load(), leaked.Load())
+	}
+}

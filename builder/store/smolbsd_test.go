@@ -1,0 +1,103 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/smolvmm/smolvmm/builder/spec"
+)
+
+// TestSmolBSD loads what `oras push --artifact-type application/vnd.smolbsd.image
+// images/x-amd64.img:application/x-raw-disk-image` makes, of both forms that oras
+// has had.
+func TestSmolBSD(t *testing.T) {
+	disk := make([]byte, 100<<10+56) // smolBSD appends its own mark
+	copy(disk[64<<10+1372:], []byte{0x19, 0x01, 0x54, 0x19})
+	copy(disk[100<<10:], "smolsig:01/01/2026|0000")
+	for form, m := range map[string]Manifest{
+		"oras 1.1 and later": {MediaType: TypeManifest, ArtifactType: ArtifactType, Config: describe(TypeEmpty, []byte("{}")),
+			Annotations: map[string]string{annotationCreated: "2026-03-15T16:41:00Z"}},
+		"oras 1.0": {MediaType: TypeManifest, Config: describe(ArtifactType, []byte("{}")),
+			Annotations: map[string]string{annotationCreated: "2026-03-15T16:41:00Z"}},
+	} {
+		l := newLay()
+		l.add(TypeEmpty, []byte("{}"))
+		d := l.add(TypeRawDisk, disk)
+		d.Annotations = map[string]string{annotationTitle: "images/rescue-amd64:latest.img"}
+		m.Layers = []Descriptor{d}
+		l.manifest(m, "rescue-amd64:latest")
+		s := open(t)
+		all, err := s.Load(t.Context(), bytes.NewReader(l.tar()), LoadOptions{})
+		if err != nil || len(all) != 1 {
+			t.Fatalf("%s: %v", form, err)
+		}
+		img := all[0].Image
+		if img.Disk.Size != 100<<10+512 || img.Created != "2026-03-15T16:41:00Z" || img.Disk.Root != "ld0a" {
+			t.Errorf("%s: %+v", form, img)
+		}
+		got, err := os.ReadFile(all[0].Disk.Path())
+		if err != nil || !bytes.Equal(got, append(bytes.Clone(disk), make([]byte, 512-56)...)) {
+			t.Errorf("%s: other bytes, %v", form, err)
+		}
+		d.Annotations[annotationTitle] = "images/rescue-evbarm-aarch64.img"
+		l.idx.Manifests = nil
+		l.manifest(m, "x")
+		if _, err := open(t).Load(t.Context(), bytes.NewReader(l.tar()), LoadOptions{}); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "architecture") {
+			t.Errorf("an image for ARM: %v", err)
+		}
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	f.Add(newHostile().archive())
+	h := newHostile()
+	h.tree(map[string][]byte{"/a": []byte("content")}, describe("", []byte("content")).Digest[7:])
+	f.Add(h.archive())
+	l := newLay()
+	l.add(TypeEmpty, []byte("{}"))
+	l.manifest(Manifest{ArtifactType: ArtifactType, Config: describe(TypeEmpty, []byte("{}")), Layers: []Descriptor{l.add(TypeRawDisk, make([]byte, 600))}}, "bare")
+	f.Add(l.tar())
+	// A disk's syncs would be all that is measured.
+	dir, err := os.MkdirTemp("/dev/shm", "smolvmm-fuzz-")
+	if err != nil {
+		dir = f.TempDir()
+	}
+	f.Cleanup(func() { os.RemoveAll(dir) })
+	s, err := Open(dir)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, seed := range [][]byte{newHostile().archive(), h.tar(), l.tar()} {
+		if _, err := s.Load(f.Context(), bytes.NewReader(seed), LoadOptions{}); err != nil {
+			f.Fatal(err)
+		}
+	}
+	f.Fuzz(func(t *testing.T, archive []byte) {
+		all, err := s.Load(t.Context(), bytes.NewReader(archive), LoadOptions{MaxDisk: 1 << 20})
+		if err == nil && len(all) == 0 {
+			t.Fatal("nothing was loaded, and nothing was wrong")
+		}
+		for _, e := range all {
+			if _, err := s.Resolve(e.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+func FuzzSniff(f *testing.F) {
+	f.Add([]byte("EFI PART"), 512)
+	f.Fuzz(func(t *testing.T, b []byte, at int) {
+		disk := make([]byte, 70<<10)
+		if at >= 0 && at < len(disk) {
+			copy(disk[at:], b)
+		}
+		_, root := Sniff(bytes.NewReader(disk))
+		if err := spec.CheckRoot(root); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
