@@ -17,7 +17,6 @@ import (
 
 	"github.com/smolvmm/smolvmm/builder/archive"
 	"github.com/smolvmm/smolvmm/builder/image"
-	"github.com/smolvmm/smolvmm/builder/tree"
 	"golang.org/x/sys/unix"
 )
 
@@ -169,36 +168,4 @@ func peak(pid int) (int64, error) {
 		}
 	}
 	return 0, errors.New("no VmHWM")
-}
-
-// small is the image of one program.
-type small struct {
-	program, image int64 // bytes
-	wall           []float64
-}
-
-func (s small) ratio() float64 { return float64(s.image) / float64(s.program) }
-
-// smallImage makes the smallest image with one program, and two nodes in /dev.
-func smallImage(ctx context.Context, program, img string, rounds int) (s small, err error) {
-	for range rounds {
-		begin := time.Now()
-		n, err := archive.FromFile(program)
-		if err != nil {
-			return s, err
-		}
-		t := tree.New()
-		if err := errors.Join(t.Put("sbin/init", n),
-			t.Put("dev/console", &tree.Node{Kind: tree.CharDevice, Perm: 0o600}),
-			t.Put("dev/null", &tree.Node{Kind: tree.CharDevice, Perm: 0o666, Major: 2, Minor: 2})); err != nil {
-			return s, err
-		}
-		info, err := image.Create(ctx, img, t, image.Options{Minimize: true})
-		if err != nil {
-			return s, err
-		}
-		s.wall = append(s.wall, float64(time.Since(begin))/1e6)
-		s.program, s.image = n.Size(), info.Size
-	}
-	return s, nil
 }
