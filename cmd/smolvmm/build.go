@@ -35,6 +35,7 @@ is printed.
       --size SIZE        of the disk image: 512M, 2G (default: by its content)
       --sets FOLDER      take base.tar.xz and so on from there
       --mirror URL       above pub/NetBSD, to fetch sets from
+      --packages URL     above pub/pkgsrc, for LABEL smolbsd.addpkgs
       --allow-unchecked  ADD may fetch URLs without --checksum
       --progress HOW     auto, plain or quiet (default auto)
   -k, --kernel FILE      kernel for RUN (default: newest fetched one)
@@ -72,6 +73,7 @@ func (b *buildFlags) set() *pflag.FlagSet {
 	f.StringVar(&b.size, "size", "", "`SIZE` of the disk image")
 	f.StringVar(&b.Sets, "sets", "", "`FOLDER` with sets")
 	f.StringVar(&b.Mirror, "mirror", "", "`URL` above pub/NetBSD to fetch sets from")
+	f.StringVar(&b.Packages, "packages", "", "`URL` above pub/pkgsrc to fetch packages from")
 	f.BoolVar(&b.Unchecked, "allow-unchecked", false, "ADD may fetch URLs without a checksum")
 	f.StringVar(&b.Progress, "progress", "auto", "`HOW` progress is shown: auto, plain or quiet")
 	f.StringVarP(&b.Kernel, "kernel", "k", "", "kernel `FILE` for RUN")

@@ -18,6 +18,7 @@ import (
 	"github.com/smolvmm/smolvmm/builder"
 	"github.com/smolvmm/smolvmm/builder/blob"
 	"github.com/smolvmm/smolvmm/builder/dialect"
+	"github.com/smolvmm/smolvmm/builder/fetch"
 	"github.com/smolvmm/smolvmm/builder/spec"
 	"github.com/smolvmm/smolvmm/builder/store"
 	"github.com/smolvmm/smolvmm/builder/toolbox"
@@ -42,6 +43,7 @@ type Options struct {
 	Go        string // --go: a package instead of a Dockerfile
 	Sets      string // --sets: a folder with sets
 	Mirror    string
+	Packages  string // --packages: a mirror of pkgsrc's
 	Kernel    string // for RUN
 	Memory    uint64 // of RUN's machine, in bytes; 0 is the default
 	CPUs      int
@@ -111,8 +113,12 @@ func Run(ctx context.Context, o Options) error {
 	bo.Toolbox = tools
 	bo.Images = &imageStore{s: images}
 	bo.Sets = newSets(o, bo.Blobs, show)
-	bo.HTTP = &http.Client{}
-	defer bo.HTTP.CloseIdleConnections()
+	client := fetch.New(fetch.Options{Proxy: http.ProxyFromEnvironment})
+	defer client.Close()
+	bo.HTTP = client.HTTP()
+	if bo.Packages, err = newPackages(o, bo.Blobs, client, show); err != nil {
+		return err
+	}
 	if bo.Runner, err = newRunner(o, tools, bo.Blobs); err != nil {
 		return err
 	}
