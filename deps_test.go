@@ -102,7 +102,7 @@ var rules = []rule{
 	{"cmd/smolvmm/internal/api", []string{"vmm", "vmm/client", sys}, nil, "the server knows a machine by an interface; its words are the client's"},
 	{"cmd/smolvmm/internal/images", []string{"builder", "builder/sets", "builder/spec", "builder/sign", "builder/store", "builder/oci", "builder/blob", "builder/tree", "github.com/spf13/pflag", sys}, []string{"github.com/google/go-containerregistry/pkg/registry"}, "the verbs of images know stores and registries, and no machine"},
 	{"cmd/smolvmm/internal/...", []string{"vmm", "vmm/client", sys}, nil, "what a verb does knows the machine by vmm's public API"},
-	{"cmd/...", []string{"vmm", "vmm/client", "vmm/demo", "cmd/smolvmm/internal/...", "github.com/spf13/pflag", "golang.org/x/term", sys}, []string{"bench/testimg", "bench/lab/...", "builder/spec", "builder/store"}, "a command drives machines by vmm's public API only"},
+	{"cmd/...", []string{"vmm", "vmm/agent", "vmm/client", "vmm/demo", "cmd/smolvmm/internal/...", "github.com/spf13/pflag", "golang.org/x/term", sys}, []string{"bench/testimg", "bench/lab/...", "builder/spec", "builder/store"}, "a command drives machines by vmm's public API only"},
 
 	{"bench/lab/...", []string{"bench/lab/...", "github.com/u-root/u-root/pkg/cpio", "github.com/pierrec/lz4/v4", sys}, nil, "the lab runs any program, so it knows nothing of ours"},
 	{"bench/build/...", []string{"builder/tree", "builder/archive", "builder/image", "bench/internal/stats", "bench/testimg", sys}, []string{"bench/netbsd", "builder/image/ffs", "builder/image/ffs/ffstest"}, "images are measured and judged from outside"},
