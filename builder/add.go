@@ -205,7 +205,7 @@ func (e *engine) fetch(ctx context.Context, from, checksum string) (*tree.Node, 
 		return nil, fmt.Errorf("%s has the checksum %s instead of %s: it is another file than was meant, or damaged", from, got, checksum)
 	}
 	node := &tree.Node{Kind: tree.File, Perm: 0o600, Mtime: e.made()}
-	if t, err := http.ParseTime(resp.Header.Get("Last-Modified")); err == nil && t.After(time.Unix(0, 0)) {
+	if t, err := http.ParseTime(resp.Header.Get("Last-Modified")); err == nil && t.After(time.Unix(0, 0)) && e.o.Epoch.IsZero() {
 		node.Mtime = t.UnixNano()
 	}
 	if n == 0 {

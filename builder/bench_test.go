@@ -169,12 +169,15 @@ func absent(t testing.TB, root *tree.Tree, names ...string) {
 }
 
 type fakeSets struct {
+	mu      sync.Mutex
 	sets    map[string]*tree.Tree
 	opened  int
 	release string
 }
 
 func (s *fakeSets) Fetch(_ context.Context, release string, names []string) ([]Layer, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.release = release
 	var out []Layer
 	for _, n := range names {
@@ -186,7 +189,12 @@ func (s *fakeSets) Fetch(_ context.Context, release string, names []string) ([]L
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, Layer{n, d, func(context.Context) (*tree.Tree, error) { s.opened++; return t, nil }})
+		out = append(out, Layer{n, d, func(context.Context) (*tree.Tree, error) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.opened++
+			return t, nil
+		}})
 	}
 	return out, nil
 }

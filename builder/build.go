@@ -27,6 +27,9 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 		return nil, err
 	}
 	defer bc.close()
+	if bc != nil && !o.Epoch.IsZero() {
+		bc.epoch = o.Epoch.UnixNano()
+	}
 	file, err := dialect.Parse(o.Dockerfile, o.Text, dialect.Options{Include: bc.include})
 	if err != nil {
 		return nil, err

@@ -66,7 +66,8 @@ type Options struct {
 	Progress func(Event)
 }
 
-// Sets gives NetBSD's distribution sets.
+// Sets gives NetBSD's distribution sets. Several stages may ask at once, as they may
+// ask everything else that is injected.
 type Sets interface {
 	// Fetch gives the named sets of a release, in their order.
 	Fetch(ctx context.Context, release string, names []string) ([]Layer, error)

@@ -28,6 +28,7 @@ type buildContext struct {
 	root   *os.Root
 	fsys   fs.FS
 	ignore []byte
+	epoch  int64 // the time of all files, in nanoseconds; 0: their own
 
 	mu      sync.Mutex
 	digests map[fileID]string
@@ -259,6 +260,9 @@ func (w *contextWalk) node(name, below string, info fs.FileInfo, ignored bool) (
 		return nil, fmt.Errorf("%s: more than %d files", name, maxContext)
 	}
 	n := &tree.Node{Perm: permOf(info.Mode()), Mtime: info.ModTime().UnixNano()}
+	if w.c.epoch != 0 {
+		n.Mtime = w.c.epoch // keys do not count times, so the result may not depend on them
+	}
 	switch mode := info.Mode(); {
 	case mode.IsRegular():
 		id := idOf(info)

@@ -371,7 +371,7 @@ func TestReproducible(t *testing.T) {
 		b := newBench(t)
 		b.o.Epoch = time.Unix(1700000000, 0)
 		b.file("f", "1")
-		if err := os.Chtimes(filepath.Join(b.dir, "f"), time.Now(), time.Now().Add(time.Duration(i)*time.Hour)); err != nil {
+		if err := os.Chtimes(filepath.Join(b.dir, "f"), time.Now(), time.Unix(1600000000+int64(i), 0)); err != nil {
 			t.Fatal(err)
 		}
 		res, _ := b.build("FROM base,etc\nWORKDIR /made\nCOPY f /f\nRUN write /g 1\nLABEL smolbsd.minimize=y smolbsd.service=x smolvmm.layout=gpt\n")

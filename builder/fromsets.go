@@ -51,7 +51,9 @@ func (e *engine) fromSets(ctx context.Context, s *dialect.Stage, sets []dialect.
 	for _, p := range pkgs {
 		key.add("package", p.Digest)
 	}
-	key.add(fmt.Sprint(s.SmolBSD))
+	if s.SmolBSD {
+		key.add("smolBSD", e.global[releaseArg], fmt.Sprint(e.made()))
+	}
 	st.key = key.sum()
 	if ok := e.lookup(st, st.key); ok {
 		return true, nil

@@ -200,7 +200,7 @@ func (c *stepContext) keyed(ctx context.Context, st *state, key string, work fun
 
 // folders makes folders.
 func (c *stepContext) folders(ctx context.Context, st *state, paths []string) (*state, error) {
-	key := newKey("folders").add(c.st.key).list(paths).sum()
+	key := newKey("folders").add(c.st.key, fmt.Sprint(c.made())).list(paths).sum()
 	err := c.keyed(ctx, st, key, func(context.Context, int) (*tree.Tree, error) {
 		root, err := c.own(c.st)
 		if err != nil {
@@ -267,7 +267,7 @@ func (c *stepContext) copy(ctx context.Context, raw *dialect.Copy, st *state) (*
 			return nil, in.Errorf("--chmod", "--chmod: %w", err)
 		}
 	}
-	key := newKey("copy").add(c.st.key, in.Dest, c.st.cfg.WorkingDir, in.Chown, in.Chmod, fmt.Sprint(in.Add)).list(in.Exclude)
+	key := newKey("copy").add(c.st.key, in.Dest, c.st.cfg.WorkingDir, in.Chown, in.Chmod, fmt.Sprint(in.Add, c.made())).list(in.Exclude)
 	var parts []part
 	devices := false
 	if in.From != "" {
