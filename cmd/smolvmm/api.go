@@ -215,9 +215,29 @@ func (a *apiServer) ended(exit vmm.Exit, err error) {
 			e.Status = st.status
 		}
 	}
-	a.answer(fmt.Errorf("the machine ended at once: %s", e.How))
+	// A guest may be over before the goroutine of running has said that it began.
+	if a.hasRun() {
+		a.server.Started()
+		a.answer(nil)
+	} else {
+		a.answer(errors.New(e.How))
+	}
 	a.server.Ended(e)
 	_ = a.server.Close()
+}
+
+// hasRun says whether the guest was entered.
+func (a *apiServer) hasRun() bool {
+	m, _ := a.machine()
+	if m == nil {
+		return false
+	}
+	select {
+	case <-m.Started():
+		return true
+	default:
+		return false
+	}
 }
 
 // release ends what is left of the API of a process that boots by itself.
