@@ -7,6 +7,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+
+	"github.com/smolvmm/smolvmm/bench/internal/machine"
+	"github.com/smolvmm/smolvmm/bench/suite/boot"
 )
 
 // Where the lab's run finds things.
@@ -24,27 +27,27 @@ func runInLab(o *options, dir string, stdout, stderr *os.File) (int, error) {
 			return 0, fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
 		}
 	}
-	args := []string{"-timeout", o.timeout.String(), "-m", strconv.Itoa(labMemory), "-with", o.qemu}
+	args := []string{"-timeout", o.timeout.String(), "-m", strconv.Itoa(labMemory), "-with", o.QEMU}
 	inner := []string{
-		"-bin", labDir, "-n", strconv.Itoa(o.rounds), "-warm", strconv.Itoa(o.warm), "-boots", strconv.Itoa(o.bootRounds),
-		"-m", strconv.Itoa(o.mib), "-only", o.only, "-qemu", filepath.Base(o.qemu), "-append", o.cmdline, "-until", o.until,
-		"-check=" + strconv.FormatBool(o.check), "-quiet=" + strconv.FormatBool(o.quiet),
+		"-bin", labDir, "-n", strconv.Itoa(o.Rounds), "-warm", strconv.Itoa(o.Warm), "-boots", strconv.Itoa(o.BootRounds),
+		"-m", strconv.Itoa(o.MiB), "-only", o.Only, "-qemu", filepath.Base(o.QEMU), "-append", o.Cmdline, "-until", o.Until,
+		"-check=" + strconv.FormatBool(o.check), "-quiet=" + strconv.FormatBool(o.Quiet),
 	}
 	for _, name := range []string{"smolvmm", "floor-go", "floor-c", "gokvm"} {
-		if (programs{dir}).has(name) {
+		if (boot.Programs{Dir: dir}).Has(name) {
 			args = append(args, "-file", filepath.Join(dir, name)+":"+labDir+"/"+name)
 		}
 	}
 	for _, b := range o.extra {
-		args = append(args, "-file", filepath.Join(dir, b.file())+":"+labDir+"/"+b.file())
-		inner = append(inner, "-also", b.name+"="+labDir+"/"+b.file())
+		args = append(args, "-file", filepath.Join(dir, b.File())+":"+labDir+"/"+b.File())
+		inner = append(inner, "-also", b.Name+"="+labDir+"/"+b.File())
 	}
 	inner = append(inner, "-kernel")
-	if o.kernel == "" {
+	if o.Kernel == "" {
 		inner = append(inner, "none")
 	} else {
-		kernel := labDir + "/" + filepath.Base(filepath.Dir(o.kernel)) + "/" + filepath.Base(o.kernel)
-		args = append(args, "-file", o.kernel+":"+kernel, "-file", o.disk+":"+labDir+"/root.img")
+		kernel := labDir + "/" + filepath.Base(filepath.Dir(o.Kernel)) + "/" + filepath.Base(o.Kernel)
+		args = append(args, "-file", o.Kernel+":"+kernel, "-file", o.Disk+":"+labDir+"/root.img")
 		inner = append(inner, kernel, "-disk", labDir+"/root.img")
 	}
 	if o.json != "" {
@@ -58,14 +61,14 @@ func runInLab(o *options, dir string, stdout, stderr *os.File) (int, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "empty"), 0o755); err == nil {
 		c.Dir = filepath.Join(dir, "empty")
 	}
-	before, err := readUsage()
+	before, err := machine.ReadUsage()
 	if err != nil {
 		return 0, err
 	}
 	err = c.Run()
-	if after, uerr := readUsage(); uerr == nil {
+	if after, uerr := machine.ReadUsage(); uerr == nil {
 		// Seen from inside, a lab that does not get the processor is only slow.
-		if busy := others(before, after); busy > noisyOthers {
+		if busy := machine.Others(before, after); busy > machine.NoisyOthers {
 			fmt.Fprintf(stdout, "- around the lab, others used %.2f of a processor while this measured: the times are too long, and the ratios uncertain\n", busy)
 		}
 	}

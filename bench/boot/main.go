@@ -13,13 +13,14 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/smolvmm/smolvmm/bench/internal/machine"
 	"github.com/smolvmm/smolvmm/bench/internal/stats"
+	"github.com/smolvmm/smolvmm/bench/suite/boot"
 	"github.com/smolvmm/smolvmm/bench/testimg"
 )
 
@@ -30,23 +31,15 @@ func (l *list) String() string     { return strings.Join(*l, ",") }
 func (l *list) Set(s string) error { *l = append(*l, s); return nil }
 
 type options struct {
-	rounds, warm int
-	bootRounds   int
-	mib          int
-	kernel, disk string
-	cmdline      string
-	until        string
-	only         string
-	qemu         string
-	smolvmm      string
-	also         list
-	json         string
-	bin          string
-	lab          bool
-	quiet        bool
-	check        bool
-	timeout      time.Duration
-	extra        []build
+	boot.Options
+	smolvmm string
+	also    list
+	json    string
+	bin     string
+	lab     bool
+	check   bool
+	timeout time.Duration
+	extra   []boot.Build
 }
 
 const usageText = `Measure the start of smolvmm, QEMU microvm, gokvm and the floor, in turn.
@@ -59,22 +52,22 @@ const usageText = `Measure the start of smolvmm, QEMU microvm, gokvm and the flo
 func (o *options) parse(args []string, w io.Writer) error {
 	f := flag.NewFlagSet("boot", flag.ContinueOnError)
 	f.SetOutput(w)
-	f.IntVar(&o.rounds, "n", 30, "`rounds` of the tiny guest; each starts every program once")
-	f.IntVar(&o.warm, "warm", 2, "`rounds` before those that count")
-	f.IntVar(&o.bootRounds, "boots", 20, "`rounds` of the full kernel")
-	f.IntVar(&o.mib, "m", 128, "guest memory in `MiB`")
-	f.StringVar(&o.kernel, "kernel", "auto", "full kernel: a `file`, auto (the newest NetBSD in the cache, where a KVM can run it) or none")
-	f.StringVar(&o.disk, "disk", "", "the full kernel's root `image` (default: one made here, with smolinit)")
-	f.StringVar(&o.cmdline, "append", "root=ld0a console=com", "the full kernel's `arguments`")
-	f.StringVar(&o.until, "until", "guestcheck:", "`beginning` of the first line that init or its command prints")
-	f.StringVar(&o.only, "only", "", "measure these `names` only, comma-separated, as the table has them")
-	f.StringVar(&o.qemu, "qemu", "qemu-system-x86_64", "QEMU's `program`")
+	f.IntVar(&o.Rounds, "n", 30, "`rounds` of the tiny guest; each starts every program once")
+	f.IntVar(&o.Warm, "warm", 2, "`rounds` before those that count")
+	f.IntVar(&o.BootRounds, "boots", 20, "`rounds` of the full kernel")
+	f.IntVar(&o.MiB, "m", 128, "guest memory in `MiB`")
+	f.StringVar(&o.Kernel, "kernel", "auto", "full kernel: a `file`, auto (the newest NetBSD in the cache, where a KVM can run it) or none")
+	f.StringVar(&o.Disk, "disk", "", "the full kernel's root `image` (default: one made here, with smolinit)")
+	f.StringVar(&o.Cmdline, "append", "root=ld0a console=com", "the full kernel's `arguments`")
+	f.StringVar(&o.Until, "until", "guestcheck:", "`beginning` of the first line that init or its command prints")
+	f.StringVar(&o.Only, "only", "", "measure these `names` only, comma-separated, as the table has them")
+	f.StringVar(&o.QEMU, "qemu", "qemu-system-x86_64", "QEMU's `program`")
 	f.StringVar(&o.smolvmm, "smolvmm", "", "measure this smolvmm `file` instead of building one")
 	f.Var(&o.also, "also", "a further smolvmm build to measure, `NAME=FILE`; repeatable")
 	f.StringVar(&o.json, "json", "", "write every sample and figure to this `file`")
 	f.StringVar(&o.bin, "bin", "", "`folder` of programs built before; the lab's runs use it")
 	f.BoolVar(&o.lab, "lab", false, "run in the lab")
-	f.BoolVar(&o.quiet, "quiet", false, "do a round again when others used the processors meanwhile")
+	f.BoolVar(&o.Quiet, "quiet", false, "do a round again when others used the processors meanwhile")
 	f.BoolVar(&o.check, "check", false, "exit with status 3 if a bound is missed")
 	f.DurationVar(&o.timeout, "timeout", 30*time.Minute, "limit for a run in the lab")
 	f.Usage = func() {
@@ -90,13 +83,13 @@ func (o *options) parse(args []string, w io.Writer) error {
 	for _, n := range []struct {
 		name     string
 		v, least int
-	}{{"-n", o.rounds, 1}, {"-boots", o.bootRounds, 1}, {"-warm", o.warm, 0}, {"-m", o.mib, 32}} {
+	}{{"-n", o.Rounds, 1}, {"-boots", o.BootRounds, 1}, {"-warm", o.Warm, 0}, {"-m", o.MiB, 32}} {
 		if n.v < n.least || n.v > 100000 {
 			return fmt.Errorf("%s %d: must be between %d and 100000", n.name, n.v, n.least)
 		}
 	}
 	for _, s := range o.also {
-		b, err := parseBuild(s)
+		b, err := boot.ParseBuild(s)
 		if err != nil {
 			return err
 		}
@@ -140,7 +133,7 @@ func measureOrLab(o *options, stdout, stderr *os.File) (int, error) {
 		}
 		defer os.RemoveAll(tmp)
 		dir = tmp
-		if err := buildAll(dir, o.smolvmm, o.extra, stderr); err != nil {
+		if err := boot.BuildAll(dir, o.smolvmm, o.extra, stderr); err != nil {
 			return 0, err
 		}
 	}
@@ -150,11 +143,12 @@ func measureOrLab(o *options, stdout, stderr *os.File) (int, error) {
 	if o.lab {
 		return runInLab(o, dir, stdout, stderr)
 	}
-	r, err := measure(o, programs{dir}, stderr)
+	subjects, absent := boot.Programs{Dir: dir}.Subjects(o.extra, o.QEMU)
+	r, err := boot.Measure(context.Background(), &o.Options, subjects, absent, stderr)
 	if err != nil {
 		return 0, err
 	}
-	r.markdown(stdout)
+	r.Markdown(stdout)
 	if o.json != "" {
 		b, err := json.MarshalIndent(r, "", " ")
 		if err == nil {
@@ -164,10 +158,10 @@ func measureOrLab(o *options, stdout, stderr *os.File) (int, error) {
 			return 0, err
 		}
 	}
-	if r.broken {
+	if r.Broken {
 		return exitError, nil
 	}
-	if o.check && slices.ContainsFunc(r.Goals, func(g goal) bool { return g.Verdict == stats.Missed }) {
+	if o.check && slices.ContainsFunc(r.Goals, func(g boot.Goal) bool { return g.Verdict == stats.Missed }) {
 		return exitMissed, nil
 	}
 	return 0, nil
@@ -175,15 +169,15 @@ func measureOrLab(o *options, stdout, stderr *os.File) (int, error) {
 
 // findKernel settles which full kernel is booted, and says so where none is. A root image that is not given is made in dir.
 func (o *options) findKernel(dir string, notes io.Writer) error {
-	soft := !o.lab && kvmKind() == softKVM
+	soft := !o.lab && machine.KVMKind() == machine.SoftKVM
 	switch {
-	case o.kernel == "none":
-		o.kernel = ""
+	case o.Kernel == "none":
+		o.Kernel = ""
 		return nil
-	case o.kernel != "auto":
+	case o.Kernel != "auto":
 	case soft:
-		o.kernel = ""
-		fmt.Fprintf(notes, "boot: no full kernel is booted: %s cannot run one; -lab can\n", softKVM)
+		o.Kernel = ""
+		fmt.Fprintf(notes, "boot: no full kernel is booted: %s cannot run one; -lab can\n", machine.SoftKVM)
 		return nil
 	default:
 		cache, err := os.UserCacheDir()
@@ -194,37 +188,27 @@ func (o *options) findKernel(dir string, notes io.Writer) error {
 		if err != nil {
 			return err
 		}
-		o.kernel = ""
+		o.Kernel = ""
 		if len(found) == 0 {
 			fmt.Fprintln(notes, "boot: no full kernel is booted: none is in the cache (smolvmm kernel fetch)")
 			return nil
 		}
-		o.kernel = slices.Max(found)
+		o.Kernel = slices.Max(found)
 	}
-	if o.disk == "" {
+	if o.Disk == "" {
 		spec, err := testimg.Default(context.Background())
 		if err != nil {
 			return err
 		}
-		o.disk = filepath.Join(dir, "root.img")
-		if err := testimg.Build(context.Background(), o.disk, spec); err != nil {
+		o.Disk = filepath.Join(dir, "root.img")
+		if err := testimg.Build(context.Background(), o.Disk, spec); err != nil {
 			return fmt.Errorf("root image: %w", err)
 		}
 	}
-	for _, f := range []string{o.kernel, o.disk} {
+	for _, f := range []string{o.Kernel, o.Disk} {
 		if _, err := os.Stat(f); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// version is a program's first line about itself.
-func version(program string) string {
-	out, err := exec.Command(program, "--version").Output()
-	if err != nil {
-		return ""
-	}
-	line, _, _ := strings.Cut(string(out), "\n")
-	return line
 }

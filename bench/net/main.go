@@ -6,6 +6,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -17,7 +18,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/smolvmm/smolvmm/vmm/demo"
+	"github.com/smolvmm/smolvmm/bench/internal/demoguest"
+	"github.com/smolvmm/smolvmm/bench/suite/network"
 )
 
 type options struct {
@@ -64,7 +66,7 @@ func (o *options) parse(args []string, w io.Writer) error {
 		return fmt.Errorf("-count %d: must be between 10 and 1000000", o.count)
 	}
 	for _, k := range strings.Split(o.loads, ",") {
-		if !slices.Contains([]kind{kindUp, kindDown, kindRR, kindConn}, kind(k)) {
+		if !slices.Contains([]network.Kind{network.Up, network.Down, network.RoundTrips, network.Connections}, network.Kind(k)) {
 			return fmt.Errorf("-loads: %q is none of up, down, rr, conn", k)
 		}
 	}
@@ -72,15 +74,15 @@ func (o *options) parse(args []string, w io.Writer) error {
 }
 
 // list are the experiments asked for. Streams run at both MTUs.
-func (o *options) list() (out []load) {
+func (o *options) list() (out []network.Load) {
 	for _, k := range strings.Split(o.loads, ",") {
-		switch k := kind(k); k {
-		case kindUp, kindDown:
-			out = append(out, load{k, 1500, int64(o.megabytes) * 1e6}, load{k, jumbo, int64(o.megabytes) * 1e6})
-		case kindRR:
-			out = append(out, load{k, 1500, int64(o.count)})
-		case kindConn:
-			out = append(out, load{k, 1500, int64(o.count / 10)})
+		switch k := network.Kind(k); k {
+		case network.Up, network.Down:
+			out = append(out, network.Load{Kind: k, MTU: 1500, N: int64(o.megabytes) * 1e6}, network.Load{Kind: k, MTU: network.Jumbo, N: int64(o.megabytes) * 1e6})
+		case network.RoundTrips:
+			out = append(out, network.Load{Kind: k, MTU: 1500, N: int64(o.count)})
+		case network.Connections:
+			out = append(out, network.Load{Kind: k, MTU: 1500, N: int64(o.count / 10)})
 		}
 	}
 	return out
@@ -121,30 +123,25 @@ func measure(o *options, stdout, stderr io.Writer) error {
 		}
 	}
 	kernel := filepath.Join(dir, "guest.elf")
-	k := demo.Kernel()
-	image, err := io.ReadAll(io.NewSectionReader(k, 0, k.Size()))
-	if err != nil {
+	if err := demoguest.Write(kernel); err != nil {
 		return err
 	}
-	if err := os.WriteFile(kernel, image, 0o644); err != nil {
-		return err
-	}
-	all, absent := subjects(program, o.qemu, o.passt)
+	all, absent := network.Subjects(program, o.qemu, o.passt)
 	for _, a := range absent {
 		fmt.Fprintf(stderr, "net: not measured: %s\n", a)
 	}
 	if o.only != "" {
 		names := strings.Split(o.only, ",")
-		all = slices.DeleteFunc(all, func(s subject) bool { return !slices.Contains(names, s.name) })
+		all = slices.DeleteFunc(all, func(s network.Subject) bool { return !slices.Contains(names, s.Name) })
 	}
 	if len(all) == 0 {
 		return errors.New("nothing to measure")
 	}
-	var done []series
+	var done []network.Series
 	for _, l := range o.list() {
-		done = append(done, inTurn(l, all, o.rounds, kernel, stderr)...)
+		done = append(done, network.InTurn(context.Background(), l, all, o.rounds, kernel, stderr)...)
 	}
-	markdown(stdout, done)
+	network.Markdown(stdout, done)
 	if o.jsonFile != "" {
 		b, err := json.MarshalIndent(done, "", " ")
 		if err == nil {
@@ -155,7 +152,7 @@ func measure(o *options, stdout, stderr io.Writer) error {
 		}
 	}
 	for _, s := range done {
-		if s.Subject == nameOurs && s.Failed > 0 {
+		if s.Subject == network.Ours && s.Failed > 0 {
 			return fmt.Errorf("%d runs of smolvmm failed, the first: %s", s.Failed, s.Failure)
 		}
 	}

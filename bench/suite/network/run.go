@@ -1,4 +1,4 @@
-package main
+package network
 
 import (
 	"bytes"
@@ -8,17 +8,17 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/smolvmm/smolvmm/bench/internal/demoguest"
 )
 
 // limit is the longest that one run may take.
 const limit = 2 * time.Minute
 
-// sample is what one run showed.
-type sample struct {
+// Sample is what one run showed.
+type Sample struct {
 	MBits  float64 `json:"mbit_s,omitempty"`       // up, down: 10^6 bit/s
 	Trip   float64 `json:"round_trip,omitempty"`   // rr: µs, mean of all
 	P50    float64 `json:"p50,omitempty"`          // rr: µs, as the guest saw it
@@ -28,25 +28,19 @@ type sample struct {
 	Report string  `json:"report"`                 // the guest's line
 }
 
-var (
-	reportLine = regexp.MustCompile(`demo: ok nettcp [^\r\n]*`)
-	failLine   = regexp.MustCompile(`demo: FAIL [^\r\n]*`)
-	quantiles  = regexp.MustCompile(`p50_us=([0-9.]+) p99_us=([0-9.]+)`)
-)
-
 // start runs one machine under one load.
-func start(s subject, l load, kernel string) (out sample, err error) {
+func start(ctx context.Context, s Subject, l Load, kernel string) (out Sample, err error) {
 	dir, err := os.MkdirTemp("", "smolvmm-net-")
 	if err != nil {
 		return out, err
 	}
 	defer os.RemoveAll(dir)
-	srv, err := serve(l.kind, l.n)
+	srv, err := serve(l.Kind, l.N)
 	if err != nil {
 		return out, err
 	}
 	defer srv.close()
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var helper *exec.Cmd
 	if s.helper != nil {
@@ -58,7 +52,7 @@ func start(s subject, l load, kernel string) (out sample, err error) {
 			_ = helper.Wait()
 		}()
 	}
-	g := guest{kernel: kernel, mode: fmt.Sprintf(l.mode(srv.port()), s.gateway), dir: dir, port: srv.port(), mtu: l.mtu}
+	g := guest{kernel: kernel, mode: fmt.Sprintf(l.mode(srv.port()), s.gateway), dir: dir, port: srv.port(), mtu: l.MTU}
 	argv := s.argv(g)
 	var console, stderr bytes.Buffer
 	c := exec.CommandContext(ctx, argv[0], argv[1:]...)
@@ -67,8 +61,8 @@ func start(s subject, l load, kernel string) (out sample, err error) {
 	if err = ended(c, err, s.status); err != nil {
 		return out, fmt.Errorf("%w; it printed %q %q", err, last(console.Bytes()), last(stderr.Bytes()))
 	}
-	report := reportLine.Find(console.Bytes())
-	if fail := failLine.Find(console.Bytes()); fail != nil || report == nil {
+	report := demoguest.Report(console.Bytes(), "nettcp")
+	if fail := demoguest.Failure(console.Bytes()); fail != "" || report == "" {
 		return out, fmt.Errorf("the guest's report: %q", last(console.Bytes()))
 	}
 	// A monitor that ends may leave the server waiting for a connection that was never made.
@@ -83,26 +77,22 @@ func start(s subject, l load, kernel string) (out sample, err error) {
 		_ = helper.Wait()
 		used += helper.ProcessState.UserTime() + helper.ProcessState.SystemTime()
 	}
-	return figures(l.kind, r, used, string(report))
+	return figures(l.Kind, r, used, report)
 }
 
 // figures turns what was seen into numbers.
-func figures(k kind, r result, used time.Duration, report string) (out sample, err error) {
+func figures(k Kind, r result, used time.Duration, report string) (out Sample, err error) {
 	out.Report = report
 	switch k {
-	case kindUp, kindDown:
+	case Up, Down:
 		out.MBits = float64(r.bytes) * 8 / r.took.Seconds() / 1e6
 		out.CPU = used.Seconds() / (float64(r.bytes) / 1e9)
-	case kindRR:
+	case RoundTrips:
 		out.Trip = r.took.Seconds() * 1e6 / float64(r.times)
-		m := quantiles.FindStringSubmatch(report)
-		if m == nil {
-			return out, fmt.Errorf("no p50_us and p99_us in %q", report)
+		if out.P50, err = demoguest.Field(report, "p50_us"); err == nil {
+			out.P99, err = demoguest.Field(report, "p99_us")
 		}
-		if out.P50, err = strconv.ParseFloat(m[1], 64); err == nil {
-			out.P99, err = strconv.ParseFloat(m[2], 64)
-		}
-	case kindConn:
+	case Connections:
 		out.Conns = float64(r.times) / r.took.Seconds()
 	}
 	return out, err

@@ -1,4 +1,4 @@
-package main
+package boot
 
 import (
 	"io"
@@ -7,23 +7,24 @@ import (
 	"testing"
 	"time"
 
+	"github.com/smolvmm/smolvmm/bench/internal/smaps"
 	"github.com/smolvmm/smolvmm/bench/internal/stats"
 )
 
 // made is a series of starts with these times in milliseconds to the mark, and this private memory in MiB.
-func made(name string, dirtyMiB uint64, times ...float64) *series {
-	x := &series{subject: subject{name: name}}
+func made(name string, dirtyMiB uint64, times ...float64) *Series {
+	x := &Series{Subject: Subject{name: name}}
 	for _, v := range times {
-		x.samples = append(x.samples, &sample{
-			Mark: time.Duration(v * float64(time.Millisecond)), Memory: &memory{RSS: dirtyMiB << 20, PrivateDirty: dirtyMiB << 20},
+		x.samples = append(x.samples, &Sample{
+			Mark: time.Duration(v * float64(time.Millisecond)), Memory: &smaps.Memory{RSS: dirtyMiB << 20, PrivateDirty: dirtyMiB << 20},
 		})
 	}
 	return x
 }
 
 func TestTables(t *testing.T) {
-	broken := &series{subject: subject{name: nameGokvm}, failed: 3, failure: "it broke"}
-	xs := []*series{
+	broken := &Series{Subject: Subject{name: nameGokvm}, failed: 3, Failure: "it broke"}
+	xs := []*Series{
 		made(nameFloorGo, 2, 2, 2, 2), made(nameFloorC, 1, 1, 1, 1), made(nameOurs, 8, 3, 3.5, 4), made(nameQEMU, 20, 40, 50, 60), broken,
 	}
 	ts := []table{tabulate(whatTiny, xs, toMark), tabulate(whatTiny, xs, dirty)}
@@ -43,8 +44,8 @@ func TestTables(t *testing.T) {
 		t.Errorf("in the lab: %v, want the memory alone", in)
 	}
 	var b strings.Builder
-	r := report{Tables: ts, Goals: gs, MiB: 128, Absent: []string{"something: not built"}, Failures: []failure{{whatTiny, nameGokvm, 3, "it broke"}}, Warnings: warnings(ts, gs, 0.5)}
-	r.markdown(&b)
+	r := Report{Tables: ts, Goals: gs, MiB: 128, Absent: []string{"something: not built"}, Failures: []Failure{{whatTiny, nameGokvm, 3, "it broke"}}, Warnings: warnings(ts, gs, 0.5)}
+	r.Markdown(&b)
 	for _, want := range []string{
 		"| | median | p10–p90 | ÷ QEMU | ÷ floor (C) | over it |\n|---|---:|---:|---:|---:|---:|\n",
 		"| smolvmm | 3.50 | 3.10–3.90 | 0.070 [0.067, 0.075] | 3.50 [3.00, 4.00] | 2.50 [2.00, 3.00] |\n",
@@ -63,13 +64,13 @@ func TestTables(t *testing.T) {
 		}
 	}
 
-	slow := []*series{made(nameFloorC, 1, 1, 1, 1), made(nameOurs, 13, 9, 9, 9), made(nameQEMU, 20, 10, 10, 10)}
+	slow := []*Series{made(nameFloorC, 1, 1, 1, 1), made(nameOurs, 13, 9, 9, 9), made(nameQEMU, 20, 10, 10, 10)}
 	for _, g := range goals([]table{tabulate(whatTiny, slow, toMark), tabulate(whatTiny, slow, dirty)}, false) {
 		if g.Verdict != stats.Missed {
 			t.Errorf("%s, want it missed", g)
 		}
 	}
-	same := []*series{made(nameOurs, 1, 9, 10, 11), made(nameQEMU, 1, 11, 10, 9)}
+	same := []*Series{made(nameOurs, 1, 9, 10, 11), made(nameQEMU, 1, 11, 10, 9)}
 	same2 := []table{tabulate(whatTiny, same, toMark)}
 	if w := strings.Join(warnings(same2, goals(same2, false), 0), "\n"); !strings.Contains(w, "no difference from QEMU") {
 		t.Errorf("two alike: %q", w)
@@ -84,47 +85,6 @@ func TestDigits(t *testing.T) {
 	}
 }
 
-func TestParseStat(t *testing.T) {
-	got, err := parseStat(strings.NewReader("cpu  100 50 25 9999 9999 10 5 10 0 0\ncpu0 1 1 1 1 1 1 1 1\n"))
-	if err != nil || got != 2 {
-		t.Errorf("%v, %v; want 2 s", got, err)
-	}
-	for _, bad := range []string{"", "cpu 1 2\n", "cpu a b c d e f g h i j\n"} {
-		if _, err := parseStat(strings.NewReader(bad)); err == nil {
-			t.Errorf("%q was taken", bad)
-		}
-	}
-	u, err := readUsage()
-	if err != nil || u.all <= 0 || u.own <= 0 {
-		t.Errorf("this machine: %+v, %v", u, err)
-	}
-	at := time.Now()
-	if got := others(usage{at, 10, 2}, usage{at.Add(2 * time.Second), 14, 3}); got != 1.5 {
-		t.Errorf("others %v, want 1.5", got)
-	}
-}
-
-func TestOptions(t *testing.T) {
-	for _, c := range []struct{ args, err string }{
-		{"-n 0", "-n 0"}, {"-m 8", "-m 8"}, {"x", `"x" is not a flag`}, {"-also x", "NAME=PATH"}, {"-also a/b=c", "NAME=PATH"},
-		{"-n 5 -also old=/bin/true", ""},
-	} {
-		var o options
-		err := o.parse(strings.Fields(c.args), io.Discard)
-		if (err != nil) != (c.err != "") || err != nil && !strings.Contains(err.Error(), c.err) {
-			t.Errorf("%s: %v, want %q", c.args, err, c.err)
-		}
-	}
-	o := options{kernel: "/nonexistent", disk: os.DevNull}
-	if err := o.findKernel(t.TempDir(), io.Discard); err == nil {
-		t.Error("a kernel that is not there was taken")
-	}
-	o = options{kernel: "none"}
-	if err := o.findKernel(t.TempDir(), io.Discard); err != nil || o.kernel != "" {
-		t.Errorf("no kernel wanted: %q, %v", o.kernel, err)
-	}
-}
-
 // TestReportOnKVM measures the floor alone on this machine's KVM, from building to the table.
 func TestReportOnKVM(t *testing.T) {
 	if f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err != nil {
@@ -136,18 +96,19 @@ func TestReportOnKVM(t *testing.T) {
 		t.Skip("SKIPPED: no compiler in the lab")
 	}
 	dir := t.TempDir()
-	if err := buildAll(dir, os.Args[0], nil, io.Discard); err != nil {
+	if err := BuildAll(dir, os.Args[0], nil, io.Discard); err != nil {
 		t.Fatal(err)
 	}
-	o := options{rounds: 3, warm: 1, mib: 64, only: nameFloorGo + "," + nameFloorC + "," + nameFloorChips}
-	r, err := measure(&o, programs{dir}, io.Discard)
+	o := Options{Rounds: 3, Warm: 1, MiB: 64, Only: nameFloorGo + "," + nameFloorC + "," + nameFloorChips}
+	subjects, absent := Programs{dir}.Subjects(nil, "no-such-program")
+	r, err := Measure(t.Context(), &o, subjects, absent, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var b strings.Builder
-	r.markdown(&b)
+	r.Markdown(&b)
 	want := []string{"| floor (Go) |"}
-	if (programs{dir}).has("floor-c") {
+	if (Programs{dir}).Has("floor-c") {
 		want = append(want, "| floor (C) |", "| floor (C) + irqchip + PIT |")
 	}
 	for _, w := range want {

@@ -1,4 +1,6 @@
-package main
+// Package network puts the same guest with the same TCP load behind several
+// monitors, in turn, against a server on the host.
+package network
 
 import (
 	"fmt"
@@ -6,21 +8,21 @@ import (
 	"path/filepath"
 )
 
-// kind is what the guest does with its network.
-type kind string
+// Kind is what the guest does with its network.
+type Kind string
 
 const (
-	kindUp   kind = "up"   // sends a stream to the host
-	kindDown kind = "down" // takes one from it
-	kindRR   kind = "rr"   // a byte there and back, again and again
-	kindConn kind = "conn" // opens connections and closes them
+	Up          Kind = "up"   // sends a stream to the host
+	Down        Kind = "down" // takes one from it
+	RoundTrips  Kind = "rr"   // a byte there and back, again and again
+	Connections Kind = "conn" // opens connections and closes them
 )
 
-// load is one experiment.
-type load struct {
-	kind kind
-	mtu  int   // the interface's, in bytes
-	n    int64 // bytes, round trips or connections
+// Load is one experiment.
+type Load struct {
+	Kind Kind
+	MTU  int   // the interface's, in bytes
+	N    int64 // bytes, round trips or connections
 }
 
 // netbsd are the features that NetBSD's vioif leaves alone: at an MTU of 1500 the
@@ -28,21 +30,21 @@ type load struct {
 const netbsd = ",csum=0,tso=0,mrg=0"
 
 // mode is the load as the demo guest is told of it.
-func (l load) mode(port int) string {
+func (l Load) mode(port int) string {
 	what := "bytes"
-	if l.kind == kindRR || l.kind == kindConn {
+	if l.Kind == RoundTrips || l.Kind == Connections {
 		what = "count"
 	}
-	mode := fmt.Sprintf("nettcp=%s,host=%%s,port=%d,%s=%d,sum=0,mtu=%d", l.kind, port, what, l.n, l.mtu)
-	if l.mtu < jumbo {
+	mode := fmt.Sprintf("nettcp=%s,host=%%s,port=%d,%s=%d,sum=0,mtu=%d", l.Kind, port, what, l.N, l.MTU)
+	if l.MTU < Jumbo {
 		mode += netbsd
 	}
 	return mode
 }
 
-// subject is a monitor with a network that needs no privileges.
-type subject struct {
-	name string
+// Subject is a monitor with a network that needs no privileges.
+type Subject struct {
+	Name string
 	// mtu is the largest that its network has, in bytes.
 	mtu int
 	// gateway is the address at which the guest finds the host's loopback.
@@ -61,18 +63,18 @@ type guest struct {
 
 // Names of the subjects.
 const (
-	nameOurs  = "smolvmm"
-	nameSlirp = "QEMU user"
+	Ours      = "smolvmm"
+	QEMUUser  = "QEMU user"
 	namePasst = "QEMU passt"
 )
 
-// jumbo is the largest MTU that any of them has: 65,535 bytes of an IPv4 packet,
+// Jumbo is the largest MTU that any of them has: 65,535 bytes of an IPv4 packet,
 // rounded down to a multiple of four as passt does.
-const jumbo = 65520
+const Jumbo = 65520
 
 // ours is smolvmm as users get it, jail and all.
-func ours(program string) subject {
-	return subject{name: nameOurs, mtu: jumbo, gateway: "10.0.2.2", argv: func(g guest) []string {
+func ours(program string) Subject {
+	return Subject{Name: Ours, mtu: Jumbo, gateway: "10.0.2.2", argv: func(g guest) []string {
 		return []string{program, "-kernel", g.kernel, "-m", "64", "-append", "demo=" + g.mode, "-net", "user", "-mtu", fmt.Sprint(g.mtu), "-host-service", fmt.Sprint(g.port)}
 	}}
 }
@@ -89,16 +91,16 @@ func qemu(program string, g guest, netdev string) []string {
 	}
 }
 
-func slirp(program string) subject {
-	return subject{name: nameSlirp, mtu: 1500, gateway: "10.0.2.2", status: 1, argv: func(g guest) []string {
+func slirp(program string) Subject {
+	return Subject{Name: QEMUUser, mtu: 1500, gateway: "10.0.2.2", status: 1, argv: func(g guest) []string {
 		return qemu(program, g, "user,id=n")
 	}}
 }
 
-func passt(program, helper string) subject {
+func passt(program, helper string) Subject {
 	socket := func(dir string) string { return filepath.Join(dir, "passt.sock") }
-	return subject{
-		name: namePasst, mtu: jumbo, gateway: "10.0.2.2", status: 1,
+	return Subject{
+		Name: namePasst, mtu: Jumbo, gateway: "10.0.2.2", status: 1,
 		helper: func(dir string) []string {
 			return []string{helper, "--foreground", "--one-off", "--quiet", "--socket", socket(dir), "--address", "10.0.2.15", "--netmask", "24", "--gateway", "10.0.2.2", "--ipv4-only", "--runas", "0"}
 		},
@@ -108,12 +110,12 @@ func passt(program, helper string) subject {
 	}
 }
 
-// subjects are those whose programs are there, and why others are not.
-func subjects(smolvmm, qemuProgram, passtProgram string) (out []subject, absent []string) {
+// Subjects are those whose programs are there, and why others are not.
+func Subjects(smolvmm, qemuProgram, passtProgram string) (out []Subject, absent []string) {
 	out = append(out, ours(smolvmm))
 	q, err := exec.LookPath(qemuProgram)
 	if err != nil {
-		return out, []string{nameSlirp + ": " + err.Error()}
+		return out, []string{QEMUUser + ": " + err.Error()}
 	}
 	out = append(out, slirp(q))
 	p, err := exec.LookPath(passtProgram)

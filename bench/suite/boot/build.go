@@ -1,4 +1,4 @@
-package main
+package boot
 
 import (
 	_ "embed"
@@ -13,25 +13,26 @@ import (
 //go:embed floorc/floor.c
 var floorC []byte
 
-// build is a further smolvmm binary to measure beside the one of this tree.
-type build struct{ name, path string }
+// Build is a further smolvmm binary to measure beside the one of this tree.
+type Build struct{ Name, Path string }
 
-func (b build) file() string { return "extra-" + filepath.Base(b.name) }
+// File is its name in the folder of programs.
+func (b Build) File() string { return "extra-" + filepath.Base(b.Name) }
 
-// parseBuild reads NAME=PATH.
-func parseBuild(s string) (build, error) {
+// ParseBuild reads NAME=PATH.
+func ParseBuild(s string) (Build, error) {
 	name, path, ok := strings.Cut(s, "=")
 	if !ok || name == "" || path == "" || strings.Contains(name, "/") {
-		return build{}, fmt.Errorf("-also %q: want NAME=PATH", s)
+		return Build{}, fmt.Errorf("-also %q: want NAME=PATH", s)
 	}
-	return build{name, path}, nil
+	return Build{name, path}, nil
 }
 
-// buildAll fills dir with what is measured. Peers that cannot be built are left out, with a note.
-func buildAll(dir, smolvmm string, extra []build, notes io.Writer) error {
-	p := programs{dir}
+// BuildAll fills dir with what is measured. Peers that cannot be built are left out, with a note.
+func BuildAll(dir, smolvmm string, extra []Build, notes io.Writer) error {
+	p := Programs{dir}
 	goBuild := func(name, pkg string) error {
-		c := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", p.path(name), pkg)
+		c := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", p.Path(name), pkg)
 		c.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := c.CombinedOutput(); err != nil {
 			return fmt.Errorf("go build %s: %w\n%s", pkg, err, out)
@@ -39,7 +40,7 @@ func buildAll(dir, smolvmm string, extra []build, notes io.Writer) error {
 		return nil
 	}
 	if smolvmm != "" {
-		extra = append(extra, build{"smolvmm", smolvmm})
+		extra = append(extra, Build{"smolvmm", smolvmm})
 	} else if err := goBuild("smolvmm", "github.com/smolvmm/smolvmm/cmd/smolvmm"); err != nil {
 		return err
 	}
@@ -47,18 +48,18 @@ func buildAll(dir, smolvmm string, extra []build, notes io.Writer) error {
 		return err
 	}
 	for _, b := range extra {
-		to := b.file()
-		if b.name == "smolvmm" {
-			to = b.name
+		to := b.File()
+		if b.Name == "smolvmm" {
+			to = b.Name
 		}
-		if err := copyFile(p.path(to), b.path, 0o755); err != nil {
+		if err := copyFile(p.Path(to), b.Path, 0o755); err != nil {
 			return err
 		}
 	}
 	if err := goBuild("gokvm", "github.com/bobuhiro11/gokvm"); err != nil {
 		fmt.Fprintf(notes, "boot: no gokvm: %v\n", err)
 	}
-	if err := buildFloorC(p.path("floor-c")); err != nil {
+	if err := buildFloorC(p.Path("floor-c")); err != nil {
 		fmt.Fprintf(notes, "boot: no floor in C, the one in Go serves alone: %v\n", err)
 	}
 	return nil

@@ -1,38 +1,42 @@
-package main
+package network
 
 import (
+	"context"
 	"fmt"
 	"io"
 
 	"github.com/smolvmm/smolvmm/bench/internal/stats"
 )
 
-// series are the runs of one subject under one load, by round; nil: it failed.
-type series struct {
+// Series are the runs of one subject under one load, by round; nil: it failed.
+type Series struct {
 	Subject string    `json:"subject"`
-	Kind    kind      `json:"load"`
+	Kind    Kind      `json:"load"`
 	MTU     int       `json:"mtu"`
-	Samples []*sample `json:"samples"`
+	Samples []*Sample `json:"samples"`
 	Failed  int       `json:"failed,omitempty"`
 	Failure string    `json:"failure,omitempty"`
 }
 
-// inTurn runs every subject once a round, in an order that rotates, after a round
+// InTurn runs every subject once a round, in an order that rotates, after a round
 // that does not count. A subject whose network cannot have the MTU sits out.
-func inTurn(l load, all []subject, rounds int, kernel string, notes io.Writer) []series {
-	var able []subject
-	var out []series
+func InTurn(ctx context.Context, l Load, all []Subject, rounds int, kernel string, notes io.Writer) []Series {
+	var able []Subject
+	var out []Series
 	for _, s := range all {
-		if s.mtu >= l.mtu {
+		if s.mtu >= l.MTU {
 			able = append(able, s)
-			out = append(out, series{Subject: s.name, Kind: l.kind, MTU: l.mtu})
+			out = append(out, Series{Subject: s.Name, Kind: l.Kind, MTU: l.MTU})
 		}
 	}
 	for round := range rounds + 1 {
 		for i := range able {
 			at := (i + round) % len(able)
 			x := &out[at]
-			s, err := start(able[at], l, kernel)
+			s, err := start(ctx, able[at], l, kernel)
+			if err != nil && ctx.Err() != nil {
+				return out
+			}
 			got := &s
 			if err != nil {
 				got = nil
@@ -40,34 +44,34 @@ func inTurn(l load, all []subject, rounds int, kernel string, notes io.Writer) [
 				if x.Failure == "" {
 					x.Failure = err.Error()
 				}
-				fmt.Fprintf(notes, "net: %s %d: %s: round %d: %v\n", l.kind, l.mtu, able[at].name, round, err)
+				fmt.Fprintf(notes, "net: %s %d: %s: round %d: %v\n", l.Kind, l.MTU, able[at].Name, round, err)
 			}
 			if round > 0 {
 				x.Samples = append(x.Samples, got)
 			}
 		}
 	}
-	fmt.Fprintf(notes, "net: %s at MTU %d: %d rounds done\n", l.kind, l.mtu, rounds)
+	fmt.Fprintf(notes, "net: %s at MTU %d: %d rounds done\n", l.Kind, l.MTU, rounds)
 	return out
 }
 
 // metric is a figure of a sample; 0 says that the run has none.
 type metric struct {
-	kinds []kind
+	kinds []Kind
 	name  string
-	of    func(*sample) float64
+	of    func(*Sample) float64
 }
 
 var metrics = []metric{
-	{[]kind{kindUp, kindDown}, "Mbit/s", func(s *sample) float64 { return s.MBits }},
-	{[]kind{kindUp, kindDown}, "CPU s per GB", func(s *sample) float64 { return s.CPU }},
-	{[]kind{kindRR}, "µs a round trip, mean", func(s *sample) float64 { return s.Trip }},
-	{[]kind{kindRR}, "µs, median of a run", func(s *sample) float64 { return s.P50 }},
-	{[]kind{kindRR}, "µs, 99th percentile of a run", func(s *sample) float64 { return s.P99 }},
-	{[]kind{kindConn}, "connections a second", func(s *sample) float64 { return s.Conns }},
+	{[]Kind{Up, Down}, "Mbit/s", func(s *Sample) float64 { return s.MBits }},
+	{[]Kind{Up, Down}, "CPU s per GB", func(s *Sample) float64 { return s.CPU }},
+	{[]Kind{RoundTrips}, "µs a round trip, mean", func(s *Sample) float64 { return s.Trip }},
+	{[]Kind{RoundTrips}, "µs, median of a run", func(s *Sample) float64 { return s.P50 }},
+	{[]Kind{RoundTrips}, "µs, 99th percentile of a run", func(s *Sample) float64 { return s.P99 }},
+	{[]Kind{Connections}, "connections a second", func(s *Sample) float64 { return s.Conns }},
 }
 
-func (x series) values(m metric) (out []float64) {
+func (x Series) values(m metric) (out []float64) {
 	for _, s := range x.Samples {
 		if s != nil {
 			out = append(out, m.of(s))
@@ -77,7 +81,7 @@ func (x series) values(m metric) (out []float64) {
 }
 
 // both are the figures of the rounds in which both have one.
-func both(x, y series, m metric) (a, b []float64) {
+func both(x, y Series, m metric) (a, b []float64) {
 	for i := range min(len(x.Samples), len(y.Samples)) {
 		if x.Samples[i] != nil && y.Samples[i] != nil {
 			a, b = append(a, m.of(x.Samples[i])), append(b, m.of(y.Samples[i]))
@@ -86,8 +90,8 @@ func both(x, y series, m metric) (a, b []float64) {
 	return a, b
 }
 
-// markdown writes one table for all.
-func markdown(w io.Writer, all []series) {
+// Markdown writes one table for all.
+func Markdown(w io.Writer, all []Series) {
 	fmt.Fprint(w, "| load | MTU | figure | of | median | p10–p90 | ÷ QEMU user |\n|---|---:|---|---|---:|---:|---:|\n")
 	for _, m := range metrics {
 		for _, x := range all {
@@ -102,7 +106,7 @@ func markdown(w io.Writer, all []series) {
 			s := stats.Summarise(v)
 			ratio := ""
 			for _, y := range all {
-				if y.Subject == nameSlirp && x.Subject != nameSlirp && y.Kind == x.Kind {
+				if y.Subject == QEMUUser && x.Subject != QEMUUser && y.Kind == x.Kind {
 					if a, b := both(x, y, m); len(a) > 0 {
 						ratio = stats.Compare(a, b, stats.Ratio).String()
 					}
@@ -114,7 +118,7 @@ func markdown(w io.Writer, all []series) {
 	}
 }
 
-func contains(ks []kind, k kind) bool {
+func contains(ks []Kind, k Kind) bool {
 	for _, x := range ks {
 		if x == k {
 			return true

@@ -1,4 +1,4 @@
-package main
+package boot
 
 import (
 	"fmt"
@@ -6,10 +6,12 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/smolvmm/smolvmm/bench/internal/smaps"
 )
 
-// guest is what a monitor is asked to start.
-type guest struct {
+// Guest is what a monitor is asked to start.
+type Guest struct {
 	kernel string // an ELF file with a PVH note
 	mib    int    // memory in MiB
 	hold   bool   // the tiny guest holds instead of ending its machine
@@ -18,10 +20,10 @@ type guest struct {
 	disk    string
 }
 
-// subject is something to measure: a monitor, or the floor.
-type subject struct {
+// Subject is something to measure: a monitor, or the floor.
+type Subject struct {
 	name string
-	argv func(guest) []string
+	argv func(Guest) []string
 	// ends says that the tiny guest's write to the exit port ends the process.
 	ends bool
 	// status is the process's exit status then.
@@ -29,7 +31,7 @@ type subject struct {
 	// full says that it can start a full kernel with a virtio-mmio disk.
 	full bool
 	// ram tells the guest's memory in smaps.
-	ram func(mib int) func(mapping) bool
+	ram func(mib int) func(smaps.Mapping) bool
 	// must says that a failed start of it is this project's, and makes the whole run fail.
 	must bool
 }
@@ -48,13 +50,13 @@ const (
 )
 
 // bySize finds guest memory by its size: shared anonymous memory and QEMU's have no name of their own.
-func bySize(mib int) func(mapping) bool { return sized(uint64(mib) << 20) }
+func bySize(mib int) func(smaps.Mapping) bool { return smaps.Sized(uint64(mib) << 20) }
 
 // floorSubject is a floor program. Its memory is what a VM itself costs.
-func floorSubject(name, program string, words ...string) subject {
-	return subject{
+func floorSubject(name, program string, words ...string) Subject {
+	return Subject{
 		name: name, ends: true, ram: bySize, must: true,
-		argv: func(g guest) []string {
+		argv: func(g Guest) []string {
 			a := append([]string{program, fmt.Sprint(g.mib)}, words...)
 			if g.hold {
 				a = append(a, "hold")
@@ -64,11 +66,11 @@ func floorSubject(name, program string, words ...string) subject {
 	}
 }
 
-func smolvmmSubject(name, program string, flags ...string) subject {
-	return subject{
+func smolvmmSubject(name, program string, flags ...string) Subject {
+	return Subject{
 		name: name, ends: true, full: true, must: true,
-		ram: func(int) func(mapping) bool { return named("memfd:smolvmm-ram") },
-		argv: func(g guest) []string {
+		ram: func(int) func(smaps.Mapping) bool { return smaps.Named("memfd:smolvmm-ram") },
+		argv: func(g Guest) []string {
 			a := append([]string{program, "-kernel", g.kernel, "-m", fmt.Sprint(g.mib), "-net", "none"}, flags...)
 			if g.cmdline != "" {
 				a = append(a, "-append", g.cmdline)
@@ -82,11 +84,11 @@ func smolvmmSubject(name, program string, flags ...string) subject {
 }
 
 // qemuSubject is QEMU's microvm with what a NetBSD guest needs and nothing else: no ACPI, no PIC, no option ROMs.
-func qemuSubject(program string) subject {
-	return subject{
+func qemuSubject(program string) Subject {
+	return Subject{
 		name: nameQEMU, ends: true, status: 1, // isa-debug-exit gives 2·value + 1
 		full: true, ram: bySize,
-		argv: func(g guest) []string {
+		argv: func(g Guest) []string {
 			a := []string{
 				program, "-M", "microvm,accel=kvm,acpi=off,pic=off,pit=on,rtc=on,x-option-roms=off,auto-kernel-cmdline=on", "-cpu", "host,-arch-capabilities",
 				"-m", fmt.Sprint(g.mib), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
@@ -107,48 +109,50 @@ func qemuSubject(program string) subject {
 }
 
 // gokvmSubject is gokvm. It has neither virtio-mmio nor a way for the guest to end it.
-func gokvmSubject(program string) subject {
-	return subject{
+func gokvmSubject(program string) Subject {
+	return Subject{
 		name: nameGokvm, ram: bySize,
-		argv: func(g guest) []string {
+		argv: func(g Guest) []string {
 			return []string{program, "boot", "-k", g.kernel, "-m", fmt.Sprintf("%dM", g.mib), "-p", "x"}
 		},
 	}
 }
 
-// programs are the files in the folder that build fills.
-type programs struct{ dir string }
+// Programs are the files in the folder that build fills.
+type Programs struct{ Dir string }
 
-func (p programs) path(name string) string { return filepath.Join(p.dir, name) }
+// Path is where one is.
+func (p Programs) Path(name string) string { return filepath.Join(p.Dir, name) }
 
-func (p programs) has(name string) bool {
-	_, err := exec.LookPath(p.path(name))
+// Has tells whether one is there.
+func (p Programs) Has(name string) bool {
+	_, err := exec.LookPath(p.Path(name))
 	return err == nil
 }
 
-// subjects are all that can be measured with what is there, and what cannot, and why.
-func (p programs) subjects(extra []build, qemu string) (out []subject, absent []string) {
-	add := func(file string, s subject) {
-		if p.has(file) {
+// Subjects are all that can be measured with what is there, and what cannot, and why.
+func (p Programs) Subjects(extra []Build, qemu string) (out []Subject, absent []string) {
+	add := func(file string, s Subject) {
+		if p.Has(file) {
 			out = append(out, s)
 		} else {
 			absent = append(absent, s.name+": not built")
 		}
 	}
-	add("floor-c", floorSubject(nameFloorC, p.path("floor-c")))
-	add("floor-c", floorSubject(nameFloorChips, p.path("floor-c"), "irqchip"))
-	add("floor-go", floorSubject(nameFloorGo, p.path("floor-go")))
-	add("smolvmm", smolvmmSubject(nameOurs, p.path("smolvmm")))
-	add("smolvmm", smolvmmSubject(nameOpen, p.path("smolvmm"), "-confine", "off"))
+	add("floor-c", floorSubject(nameFloorC, p.Path("floor-c")))
+	add("floor-c", floorSubject(nameFloorChips, p.Path("floor-c"), "irqchip"))
+	add("floor-go", floorSubject(nameFloorGo, p.Path("floor-go")))
+	add("smolvmm", smolvmmSubject(nameOurs, p.Path("smolvmm")))
+	add("smolvmm", smolvmmSubject(nameOpen, p.Path("smolvmm"), "-confine", "off"))
 	for _, b := range extra {
-		add(b.file(), smolvmmSubject(b.name, p.path(b.file())))
+		add(b.File(), smolvmmSubject(b.Name, p.Path(b.File())))
 	}
 	if path, err := exec.LookPath(qemu); err == nil {
 		out = append(out, qemuSubject(path))
 	} else {
 		absent = append(absent, fmt.Sprintf("%s: %v", nameQEMU, err))
 	}
-	add("gokvm", gokvmSubject(p.path("gokvm")))
+	add("gokvm", gokvmSubject(p.Path("gokvm")))
 	return out, absent
 }
 

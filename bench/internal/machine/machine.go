@@ -1,4 +1,5 @@
-package main
+// Package machine tells what figures were measured on, and how busy others kept it.
+package machine
 
 import (
 	"bufio"
@@ -14,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// host says where the figures were measured.
-type host struct {
+// Host says where the figures were measured.
+type Host struct {
 	CPU    string `json:"cpu"`
 	CPUs   int    `json:"cpus"`
 	Kernel string `json:"kernel"`
@@ -24,7 +25,7 @@ type host struct {
 	QEMU   string `json:"qemu,omitempty"`
 }
 
-func (h host) String() string {
+func (h Host) String() string {
 	where := fmt.Sprintf("%s, %d CPUs, Linux %s, KVM: %s", h.CPU, h.CPUs, h.Kernel, h.KVM)
 	if h.Lab {
 		where = "the lab (an emulated machine: only ratios mean something), " + where
@@ -32,8 +33,9 @@ func (h host) String() string {
 	return where
 }
 
-func thisHost() host {
-	h := host{CPU: "unknown CPU", CPUs: runtime.NumCPU(), KVM: kvmKind(), Lab: inLab()}
+// This is the machine that the process runs on.
+func This() Host {
+	h := Host{CPU: "unknown CPU", CPUs: runtime.NumCPU(), KVM: KVMKind(), Lab: inLab()}
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for line := range strings.Lines(string(b)) {
 			if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
@@ -51,11 +53,12 @@ func thisHost() host {
 
 func inLab() bool { return os.Getenv("SMOLVMM_LAB") != "" }
 
-// softKVM is a KVM that emulates a guest's ring 0 instruction by instruction; full kernels do not run on it.
-const softKVM = "kvm_pvm"
+// SoftKVM is a KVM that emulates a guest's ring 0 instruction by instruction; full kernels do not run on it.
+const SoftKVM = "kvm_pvm"
 
-func kvmKind() string {
-	for _, m := range []string{"kvm_intel", "kvm_amd", softKVM} {
+// KVMKind is the name of the loaded KVM module.
+func KVMKind() string {
+	for _, m := range []string{"kvm_intel", "kvm_amd", SoftKVM} {
 		if _, err := os.Stat("/sys/module/" + m); err == nil {
 			return m
 		}
@@ -63,8 +66,8 @@ func kvmKind() string {
 	return "unknown"
 }
 
-// usage is processor time in seconds: of all, and of this process with its ended children.
-type usage struct {
+// Usage is processor time in seconds: of all, and of this process with its ended children.
+type Usage struct {
 	at       time.Time
 	all, own float64
 }
@@ -72,13 +75,14 @@ type usage struct {
 // userHZ is the unit of /proc/stat on Linux/amd64, ticks a second (proc_stat(5)).
 const userHZ = 100
 
-func readUsage() (usage, error) {
+// ReadUsage takes a reading.
+func ReadUsage() (Usage, error) {
 	f, err := os.Open("/proc/stat")
 	if err != nil {
-		return usage{}, err
+		return Usage{}, err
 	}
 	defer f.Close()
-	u := usage{at: time.Now()}
+	u := Usage{at: time.Now()}
 	if u.all, err = parseStat(f); err != nil {
 		return u, err
 	}
@@ -115,8 +119,12 @@ func parseStat(r io.Reader) (float64, error) {
 	return 0, fmt.Errorf("/proc/stat: no line of all processors")
 }
 
-// others is how many processors' worth of time somebody else used between two readings.
-func others(a, b usage) float64 {
+// NoisyOthers is how much processor time of others, in processors, makes times
+// that were measured meanwhile doubtful.
+const NoisyOthers = 0.15
+
+// Others is how many processors' worth of time somebody else used between two readings.
+func Others(a, b Usage) float64 {
 	wall := b.at.Sub(a.at).Seconds()
 	if wall <= 0 {
 		return 0
@@ -124,15 +132,15 @@ func others(a, b usage) float64 {
 	return max(0, ((b.all-a.all)-(b.own-a.own))/wall)
 }
 
-// busyMeter gives a function that tells how many processors others have used since it was last called.
-func busyMeter() func() float64 {
-	last, err := readUsage()
+// BusyMeter gives a function that tells how many processors others have used since it was last called.
+func BusyMeter() func() float64 {
+	last, err := ReadUsage()
 	return func() float64 {
-		now, nerr := readUsage()
+		now, nerr := ReadUsage()
 		if err != nil || nerr != nil {
 			return 0
 		}
-		b := others(last, now)
+		b := Others(last, now)
 		last = now
 		return b
 	}

@@ -1,4 +1,4 @@
-package main
+package smaps
 
 import (
 	"os"
@@ -9,6 +9,7 @@ import (
 const smapsText = `00400000-00500000 r-xp 00000000 fe:00 1234                               /usr/bin/monitor
 Size:               1024 kB
 Rss:                 400 kB
+Pss:                 200 kB
 Private_Clean:         0 kB
 Private_Dirty:       400 kB
 Anonymous:             0 kB
@@ -32,30 +33,30 @@ Anonymous:             0 kB
 `
 
 func TestSmaps(t *testing.T) {
-	ms, err := parseSmaps(strings.NewReader(smapsText))
+	ms, err := parse(strings.NewReader(smapsText))
 	if err != nil || len(ms) != 5 {
 		t.Fatalf("%d mappings, %v", len(ms), err)
 	}
-	want := memory{RSS: (400 + 100 + 50 + 12) << 10, PrivateDirty: (0 + 60 + 40 + 12) << 10, Guest: 20480 << 10}
-	for name, ram := range map[string]func(mapping) bool{"name": named("memfd:smolvmm-ram"), "size": sized(128 << 20)} {
-		m, err := sumMemory(ms, ram)
+	want := Memory{RSS: (400 + 100 + 50 + 12) << 10, PSS: 200 << 10, PrivateDirty: (0 + 60 + 40 + 12) << 10, Guest: 20480 << 10}
+	for name, ram := range map[string]func(Mapping) bool{"name": Named("memfd:smolvmm-ram"), "size": Sized(128 << 20)} {
+		m, err := sum(ms, ram)
 		if err != nil || *m != want {
 			t.Errorf("by %s: %+v, %v; want %+v", name, m, err, want)
 		}
 	}
-	if _, err := sumMemory(ms, sized(1)); err == nil {
+	if _, err := sum(ms, Sized(1)); err == nil {
 		t.Error("no guest memory, and no error")
 	}
 	for _, bad := range []string{"Rss: 4 kB\n", "zz-5 r-xp 0 0:0 0\n", "5-4 r-xp 0 0:0 0\n", "4-5 r-xp\n", "4-5 r-xp 0 0:0 0\nRss: 4\n", "4-5 r-xp 0 0:0 0\nRss: -4 kB\n"} {
-		if _, err := parseSmaps(strings.NewReader(bad)); err == nil {
+		if _, err := parse(strings.NewReader(bad)); err == nil {
 			t.Errorf("%q was taken", bad)
 		}
 	}
-	m, err := readMemory(os.Getpid(), named("[heap]"))
+	m, err := Read(os.Getpid(), Named("[heap]"))
 	if err == nil {
 		t.Logf("this process: %+v", m)
 	}
-	if m, err = readMemory(os.Getpid(), named("[stack]")); err != nil || m.RSS == 0 || m.PrivateDirty == 0 || m.PrivateDirty > m.RSS {
+	if m, err = Read(os.Getpid(), Named("[stack]")); err != nil || m.RSS == 0 || m.PrivateDirty == 0 || m.PrivateDirty > m.RSS {
 		t.Errorf("this process: %+v, %v", m, err)
 	}
 }

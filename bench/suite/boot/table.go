@@ -1,10 +1,11 @@
-package main
+package boot
 
 import (
 	"fmt"
 	"io"
 	"strings"
 
+	"github.com/smolvmm/smolvmm/bench/internal/machine"
 	"github.com/smolvmm/smolvmm/bench/internal/stats"
 )
 
@@ -28,19 +29,19 @@ type table struct {
 }
 
 // tabulate makes a table of an experiment's series. Subjects without the figure are left out unless they failed.
-func tabulate(what string, xs []*series, m metric) table {
+func tabulate(what string, xs []*Series, m metric) table {
 	t := table{What: what, Metric: m.name, Unit: m.unit}
 	qemu, floor := find(xs, nameQEMU), floorOf(xs, m)
 	if floor != nil {
-		t.Floor = floor.subject.name
+		t.Floor = floor.Subject.name
 	}
 	for _, x := range xs {
 		v := x.values(m)
 		if len(v) == 0 && x.failed == 0 {
 			continue
 		}
-		r := row{Subject: x.subject.name, Summary: stats.Summarise(v), Failed: x.failed}
-		with := func(y *series, f func(a, b float64) float64) *stats.Interval {
+		r := row{Subject: x.Subject.name, Summary: stats.Summarise(v), Failed: x.failed}
+		with := func(y *Series, f func(a, b float64) float64) *stats.Interval {
 			if y == nil || y == x || len(v) == 0 {
 				return nil
 			}
@@ -58,7 +59,7 @@ func tabulate(what string, xs []*series, m metric) table {
 }
 
 // floorOf is the floor to compare with: the C program's where there is one. Which it is must not hang on the figures.
-func floorOf(xs []*series, m metric) *series {
+func floorOf(xs []*Series, m metric) *Series {
 	for _, name := range []string{nameFloorC, nameFloorGo} {
 		if x := find(xs, name); x != nil && len(x.values(m)) > 0 {
 			return x
@@ -131,8 +132,8 @@ const (
 	boundDirty     = 12.0 // MiB private dirty, a 128 MiB guest
 )
 
-// goal is a bound and what the runs say of it.
-type goal struct {
+// Goal is a bound and what the runs say of it.
+type Goal struct {
 	What    string         `json:"what"`
 	Bound   float64        `json:"bound"`
 	Unit    string         `json:"unit,omitempty"`
@@ -140,16 +141,16 @@ type goal struct {
 	Verdict stats.Verdict  `json:"verdict"`
 }
 
-func newGoal(what string, i *stats.Interval, bound float64, unit string) []goal {
+func newGoal(what string, i *stats.Interval, bound float64, unit string) []Goal {
 	if i == nil {
 		return nil
 	}
-	return []goal{{what, bound, unit, *i, stats.Judge(*i, bound)}}
+	return []Goal{{what, bound, unit, *i, stats.Judge(*i, bound)}}
 }
 
 // goals judges what the tables allow to judge. The bounds of the start are for a machine's own KVM: in emulation every
 // system call and page fault of a process is dear, which is not what they are about.
-func goals(ts []table, lab bool) (out []goal) {
+func goals(ts []table, lab bool) (out []Goal) {
 	for _, t := range ts {
 		r := t.row(nameOurs)
 		if r == nil || r.Summary.N == 0 {
@@ -171,7 +172,7 @@ func goals(ts []table, lab bool) (out []goal) {
 	return out
 }
 
-func (g goal) String() string {
+func (g Goal) String() string {
 	unit := g.Unit
 	if unit != "" {
 		unit = " " + unit
@@ -183,13 +184,13 @@ func (g goal) String() string {
 const (
 	// noisySpread: p90 so far above p10, in parts of the median, that single figures say little.
 	noisySpread = 0.3
-	// noisyOthers is processor time of others while measuring, in processors.
+	// machine.NoisyOthers is processor time of others while measuring, in processors.
 	noisyOthers = 0.15
 )
 
 // warnings tells what makes the figures doubtful.
-func warnings(ts []table, gs []goal, busy float64) (out []string) {
-	if busy > noisyOthers {
+func warnings(ts []table, gs []Goal, busy float64) (out []string) {
+	if busy > machine.NoisyOthers {
 		out = append(out, fmt.Sprintf("others used %.2f of a processor while this measured: the times are too long, and the ratios uncertain", busy))
 	}
 	for _, t := range ts {

@@ -1,32 +1,36 @@
-package main
+package boot
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/smolvmm/smolvmm/bench/internal/machine"
+	"github.com/smolvmm/smolvmm/bench/internal/smaps"
 )
 
 // maxFailures is how many failed starts, with none that worked, make a subject drop out of an experiment.
 const maxFailures = 3
 
-// series are the starts of one subject in an experiment, by round. A failed start is nil.
-type series struct {
-	subject subject
-	samples []*sample
+// Series are the starts of one subject in an experiment, by round. A failed start is nil.
+type Series struct {
+	Subject Subject
+	samples []*Sample
 	failed  int
-	failure string // the first failure
+	Failure string // the first failure
 	dropped bool
 }
 
-// experiment is one guest started by several subjects in turn.
-type experiment struct {
+// Experiment is one guest started by several subjects in turn.
+type Experiment struct {
 	what   string
 	rounds int
 	warm   int // rounds before those that count
-	launch func(subject) launch
+	Launch func(Subject) Launch
 	// busy tells how many processors others have used since it was last called. A round is done again if they used more
-	// than noisyOthers: that depends on the machine alone, never on a figure, and strikes all subjects of the round
+	// than machine.NoisyOthers: that depends on the machine alone, never on a figure, and strikes all subjects of the round
 	// alike. Nil: every round counts.
 	busy func() float64
 }
@@ -35,25 +39,28 @@ type experiment struct {
 const maxRepeats = 10
 
 // run starts every subject once a round. The order rotates, so that nobody always follows the same neighbour.
-func (e experiment) run(subjects []subject, notes io.Writer) []*series {
-	var out []*series
+func (e Experiment) run(ctx context.Context, subjects []Subject, notes io.Writer) []*Series {
+	var out []*Series
 	for _, s := range subjects {
-		out = append(out, &series{subject: s})
+		out = append(out, &Series{Subject: s})
 	}
 	began := time.Now()
 	repeats := 0
 	if e.busy != nil {
 		e.busy()
 	}
-	for round := 0; round < e.warm+e.rounds; {
-		samples := make([]*sample, len(out))
+	for round := 0; round < e.warm+e.rounds && ctx.Err() == nil; {
+		samples := make([]*Sample, len(out))
 		for i := range out {
 			at := (i + round) % len(out)
 			x := out[at]
 			if x.dropped {
 				continue
 			}
-			s, err := start(e.launch(x.subject))
+			s, err := Start(ctx, e.Launch(x.Subject))
+			if err != nil && ctx.Err() != nil {
+				return out
+			}
 			if err != nil {
 				x.fail(err)
 				fmt.Fprintf(notes, "boot: %s: round %d: %v\n", e.what, round+1, err)
@@ -61,7 +68,7 @@ func (e experiment) run(subjects []subject, notes io.Writer) []*series {
 			}
 			samples[at] = &s
 		}
-		if e.busy != nil && e.busy() > noisyOthers && repeats < maxRepeats*(e.warm+e.rounds) {
+		if e.busy != nil && e.busy() > machine.NoisyOthers && repeats < maxRepeats*(e.warm+e.rounds) {
 			repeats++
 			continue
 		}
@@ -78,10 +85,10 @@ func (e experiment) run(subjects []subject, notes io.Writer) []*series {
 }
 
 // fail notes a failed start. What never works is not waited for in every round.
-func (x *series) fail(err error) {
+func (x *Series) fail(err error) {
 	x.failed++
-	if x.failure == "" {
-		x.failure = err.Error()
+	if x.Failure == "" {
+		x.Failure = err.Error()
 	}
 	works := false
 	for _, s := range x.samples {
@@ -96,7 +103,7 @@ func (x *series) fail(err error) {
 type metric struct {
 	name string
 	unit string
-	of   func(*sample) (float64, bool)
+	of   func(*Sample) (float64, bool)
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
@@ -105,18 +112,20 @@ func mib(b uint64) float64 { return float64(b) / (1 << 20) }
 
 // The figures that the tables show.
 var (
-	toMark    = metric{"process start → first guest instruction, seen as its byte on standard output", "ms", func(s *sample) (float64, bool) { return ms(s.Mark), s.Mark > 0 }}
-	toEnd     = metric{"process start → process gone, the guest ending its machine at once", "ms", func(s *sample) (float64, bool) { return ms(s.End), s.End > 0 }}
-	rss       = metric{"resident memory of the monitor (RSS), guest pages left out", "MiB", func(s *sample) (float64, bool) { return memoryOf(s, func(m *memory) uint64 { return m.RSS }) }}
-	dirty     = metric{"private dirty memory of the monitor, guest pages left out", "MiB", func(s *sample) (float64, bool) { return memoryOf(s, func(m *memory) uint64 { return m.PrivateDirty }) }}
-	toConsole = metric{"process start → the kernel's first console byte", "ms", func(s *sample) (float64, bool) { return ms(s.Console), s.Console > 0 }}
-	toInit    = metric{"process start → init's command runs (its first line)", "ms", func(s *sample) (float64, bool) { return ms(s.Until), s.Until > 0 }}
-	ofKernel  = metric{"the kernel's first instruction → init's command runs (its first line)", "ms", func(s *sample) (float64, bool) {
+	toMark = metric{"process start → first guest instruction, seen as its byte on standard output", "ms", func(s *Sample) (float64, bool) { return ms(s.Mark), s.Mark > 0 }}
+	toEnd  = metric{"process start → process gone, the guest ending its machine at once", "ms", func(s *Sample) (float64, bool) { return ms(s.End), s.End > 0 }}
+	rss    = metric{"resident memory of the monitor (RSS), guest pages left out", "MiB", func(s *Sample) (float64, bool) { return memoryOf(s, func(m *smaps.Memory) uint64 { return m.RSS }) }}
+	dirty  = metric{"private dirty memory of the monitor, guest pages left out", "MiB", func(s *Sample) (float64, bool) {
+		return memoryOf(s, func(m *smaps.Memory) uint64 { return m.PrivateDirty })
+	}}
+	toConsole = metric{"process start → the kernel's first console byte", "ms", func(s *Sample) (float64, bool) { return ms(s.Console), s.Console > 0 }}
+	toInit    = metric{"process start → init's command runs (its first line)", "ms", func(s *Sample) (float64, bool) { return ms(s.Until), s.Until > 0 }}
+	ofKernel  = metric{"the kernel's first instruction → init's command runs (its first line)", "ms", func(s *Sample) (float64, bool) {
 		return ms(s.Until - s.Mark), s.Until > 0 && s.Mark > 0
 	}}
 )
 
-func memoryOf(s *sample, of func(*memory) uint64) (float64, bool) {
+func memoryOf(s *Sample, of func(*smaps.Memory) uint64) (float64, bool) {
 	if s.Memory == nil {
 		return 0, false
 	}
@@ -124,7 +133,7 @@ func memoryOf(s *sample, of func(*memory) uint64) (float64, bool) {
 }
 
 // values are the metric's figures of all rounds that have one.
-func (x *series) values(m metric) []float64 {
+func (x *Series) values(m metric) []float64 {
 	var out []float64
 	for _, s := range x.samples {
 		if s == nil {
@@ -138,7 +147,7 @@ func (x *series) values(m metric) []float64 {
 }
 
 // pairs are the figures of the rounds in which both have one.
-func pairs(x, y *series, m metric) (a, b []float64) {
+func pairs(x, y *Series, m metric) (a, b []float64) {
 	for i := range min(len(x.samples), len(y.samples)) {
 		if x.samples[i] == nil || y.samples[i] == nil {
 			continue
@@ -152,9 +161,9 @@ func pairs(x, y *series, m metric) (a, b []float64) {
 	return a, b
 }
 
-func find(xs []*series, name string) *series {
+func find(xs []*Series, name string) *Series {
 	for _, x := range xs {
-		if x.subject.name == name {
+		if x.Subject.name == name {
 			return x
 		}
 	}

@@ -1,4 +1,5 @@
-package main
+// Package smaps tells what memory a monitor holds beside its guest's.
+package smaps
 
 import (
 	"bufio"
@@ -9,18 +10,19 @@ import (
 	"strings"
 )
 
-// memory is what a monitor holds beside its guest's memory, in bytes.
-type memory struct {
+// Memory is what a monitor holds beside its guest's memory, in bytes.
+type Memory struct {
 	RSS          uint64 `json:"rss"`
+	PSS          uint64 `json:"pss"` // shared pages divided by how many share them
 	PrivateDirty uint64 `json:"private_dirty"`
 	Guest        uint64 `json:"guest_rss"` // resident guest pages, left out of the two above
 }
 
-// mapping is one entry of /proc/PID/smaps (proc_pid_smaps(5)); sizes in bytes.
-type mapping struct {
+// Mapping is one entry of /proc/PID/smaps (proc_pid_smaps(5)); sizes in bytes.
+type Mapping struct {
 	name         string
 	size         uint64
-	rss          uint64
+	rss, pss     uint64
 	privateDirty uint64
 	anonymous    uint64
 	private      bool // MAP_PRIVATE
@@ -29,30 +31,30 @@ type mapping struct {
 
 // ownDirty is the memory that the process alone keeps from being given back, in bytes. The kernel also calls pages of
 // a program's text dirty while its file has not been written back (always on tmpfs); those are not the process's.
-func (m mapping) ownDirty() uint64 {
+func (m Mapping) ownDirty() uint64 {
 	if m.private && m.file {
 		return min(m.privateDirty, m.anonymous)
 	}
 	return m.privateDirty
 }
 
-// readMemory sums a process's mappings. Guest memory must be found among them: a sum that counts it would not be the
+// Read sums a process's mappings. Guest memory must be found among them: a sum that counts it would not be the
 // monitor's.
-func readMemory(pid int, ram func(mapping) bool) (*memory, error) {
+func Read(pid int, ram func(Mapping) bool) (*Memory, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", pid))
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	ms, err := parseSmaps(f)
+	ms, err := parse(f)
 	if err != nil {
 		return nil, err
 	}
-	return sumMemory(ms, ram)
+	return sum(ms, ram)
 }
 
-func sumMemory(ms []mapping, ram func(mapping) bool) (*memory, error) {
-	var m memory
+func sum(ms []Mapping, ram func(Mapping) bool) (*Memory, error) {
+	var m Memory
 	found := false
 	for _, x := range ms {
 		if ram(x) {
@@ -61,6 +63,7 @@ func sumMemory(ms []mapping, ram func(mapping) bool) (*memory, error) {
 			continue
 		}
 		m.RSS += x.rss
+		m.PSS += x.pss
 		m.PrivateDirty += x.ownDirty()
 	}
 	if !found {
@@ -69,9 +72,9 @@ func sumMemory(ms []mapping, ram func(mapping) bool) (*memory, error) {
 	return &m, nil
 }
 
-// parseSmaps reads the mappings with the fields that are counted.
-func parseSmaps(r io.Reader) ([]mapping, error) {
-	var out []mapping
+// parse reads the mappings with the fields that are counted.
+func parse(r io.Reader) ([]Mapping, error) {
+	var out []Mapping
 	in := bufio.NewScanner(r)
 	for in.Scan() {
 		f := strings.Fields(in.Text())
@@ -85,7 +88,7 @@ func parseSmaps(r io.Reader) ([]mapping, error) {
 			if !ok || err1 != nil || err2 != nil || b < a || len(f) < 5 {
 				return nil, fmt.Errorf("smaps: %q is no mapping", in.Text())
 			}
-			out = append(out, mapping{name: strings.Join(f[5:], " "), size: b - a, private: strings.HasSuffix(f[1], "p"), file: f[4] != "0"})
+			out = append(out, Mapping{name: strings.Join(f[5:], " "), size: b - a, private: strings.HasSuffix(f[1], "p"), file: f[4] != "0"})
 			continue
 		}
 		if len(out) == 0 {
@@ -96,6 +99,8 @@ func parseSmaps(r io.Reader) ([]mapping, error) {
 		switch f[0] {
 		case "Rss:":
 			to = &m.rss
+		case "Pss:":
+			to = &m.pss
 		case "Private_Dirty:":
 			to = &m.privateDirty
 		case "Anonymous:":
@@ -115,12 +120,12 @@ func parseSmaps(r io.Reader) ([]mapping, error) {
 	return out, in.Err()
 }
 
-// named finds guest memory by its mapping's name.
-func named(part string) func(mapping) bool {
-	return func(m mapping) bool { return strings.Contains(m.name, part) }
+// Named finds guest memory by its mapping's name.
+func Named(part string) func(Mapping) bool {
+	return func(m Mapping) bool { return strings.Contains(m.name, part) }
 }
 
-// sized finds guest memory that has no name of its own by its exact size.
-func sized(size uint64) func(mapping) bool {
-	return func(m mapping) bool { return m.size == size }
+// Sized finds guest memory that has no name of its own by its exact size.
+func Sized(size uint64) func(Mapping) bool {
+	return func(m Mapping) bool { return m.size == size }
 }

@@ -1,4 +1,4 @@
-package main
+package network
 
 import (
 	"bufio"
@@ -16,7 +16,7 @@ const block = 256 << 10
 // port of the loopback interface and measures what it sees.
 type server struct {
 	l    net.Listener
-	kind kind
+	kind Kind
 	n    int64 // bytes, round trips or connections
 	done chan result
 }
@@ -29,7 +29,7 @@ type result struct {
 	err   error
 }
 
-func serve(k kind, n int64) (*server, error) {
+func serve(k Kind, n int64) (*server, error) {
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -44,7 +44,7 @@ func (s *server) port() int { return s.l.Addr().(*net.TCPAddr).Port }
 func (s *server) close() { s.l.Close() }
 
 func (s *server) run() (r result) {
-	if s.kind == kindConn {
+	if s.kind == Connections {
 		return s.connections()
 	}
 	c, err := s.l.Accept()
@@ -53,14 +53,14 @@ func (s *server) run() (r result) {
 	}
 	defer c.Close()
 	switch s.kind {
-	case kindUp:
+	case Up:
 		r = sink(c)
-	case kindDown:
+	case Down:
 		r = source(c, s.n)
-	case kindRR:
+	case RoundTrips:
 		r = echo(c)
 	}
-	if r.err == nil && s.kind != kindRR && r.bytes != s.n {
+	if r.err == nil && s.kind != RoundTrips && r.bytes != s.n {
 		r.err = fmt.Errorf("%d bytes came through of %d", r.bytes, s.n)
 	}
 	return r

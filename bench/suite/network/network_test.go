@@ -1,4 +1,4 @@
-package main
+package network
 
 import (
 	"fmt"
@@ -11,7 +11,7 @@ import (
 )
 
 // play does what a guest does under a load, against the server.
-func play(t *testing.T, k kind, port int, n int64) {
+func play(t *testing.T, k Kind, port int, n int64) {
 	t.Helper()
 	dial := func() *net.TCPConn {
 		c, err := net.Dial("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
@@ -21,7 +21,7 @@ func play(t *testing.T, k kind, port int, n int64) {
 		}
 		return c.(*net.TCPConn)
 	}
-	if k == kindConn {
+	if k == Connections {
 		for range n {
 			if c := dial(); c != nil {
 				c.Close()
@@ -36,11 +36,11 @@ func play(t *testing.T, k kind, port int, n int64) {
 	defer c.Close()
 	var err error
 	switch k {
-	case kindUp:
+	case Up:
 		_, err = io.CopyN(c, zeros{}, n)
-	case kindDown:
+	case Down:
 		_, err = io.Copy(io.Discard, c)
-	case kindRR:
+	case RoundTrips:
 		for b := []byte{1}; n > 0 && err == nil; n-- {
 			if _, err = c.Write(b); err == nil {
 				_, err = io.ReadFull(c, b)
@@ -58,10 +58,10 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func TestServer(t *testing.T) {
 	for _, c := range []struct {
-		k            kind
+		k            Kind
 		n            int64
 		bytes, times int64
-	}{{kindUp, 3 << 20, 3 << 20, 0}, {kindDown, 3 << 20, 3 << 20, 0}, {kindRR, 100, 0, 100}, {kindConn, 20, 0, 20}} {
+	}{{Up, 3 << 20, 3 << 20, 0}, {Down, 3 << 20, 3 << 20, 0}, {RoundTrips, 100, 0, 100}, {Connections, 20, 0, 20}} {
 		s, err := serve(c.k, c.n)
 		if err != nil {
 			t.Fatal(err)
@@ -77,12 +77,12 @@ func TestServer(t *testing.T) {
 
 // TestShortStream: what did not come through whole is no figure.
 func TestShortStream(t *testing.T) {
-	s, err := serve(kindUp, 1000)
+	s, err := serve(Up, 1000)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.close()
-	play(t, kindUp, s.port(), 999)
+	play(t, Up, s.port(), 999)
 	if r := <-s.done; r.err == nil || !strings.Contains(r.err.Error(), "999 bytes came through of 1000") {
 		t.Errorf("%+v", r)
 	}
@@ -94,50 +94,35 @@ func TestFigures(t *testing.T) {
 			t.Errorf("%s: %v, want %v", what, got, want)
 		}
 	}
-	s, err := figures(kindUp, result{took: 2 * time.Second, bytes: 1e9}, 3*time.Second, "x")
+	s, err := figures(Up, result{took: 2 * time.Second, bytes: 1e9}, 3*time.Second, "x")
 	if err != nil {
 		t.Fatal(err)
 	}
 	near("Mbit/s", s.MBits, 4000)
 	near("CPU s per GB", s.CPU, 3)
-	s, err = figures(kindRR, result{took: time.Second, times: 1000}, 0, "demo: ok nettcp dir=rr p50_us=1.5 p99_us=20.0 irqs=1")
+	s, err = figures(RoundTrips, result{took: time.Second, times: 1000}, 0, "demo: ok nettcp dir=rr p50_us=1.5 p99_us=20.0 irqs=1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	near("round trip", s.Trip, 1000)
 	near("p50", s.P50, 1.5)
 	near("p99", s.P99, 20)
-	if _, err := figures(kindRR, result{took: 1, times: 1}, 0, "demo: ok nettcp dir=rr"); err == nil {
+	if _, err := figures(RoundTrips, result{took: 1, times: 1}, 0, "demo: ok nettcp dir=rr"); err == nil {
 		t.Error("a report without quantiles was taken")
 	}
-	s, err = figures(kindConn, result{took: time.Second, times: 200}, 0, "")
+	s, err = figures(Connections, result{took: time.Second, times: 200}, 0, "")
 	near("connections", s.Conns, 200)
 	if err != nil {
 		t.Error(err)
 	}
 }
 
-func TestFlags(t *testing.T) {
-	for _, c := range []struct{ args, want string }{
-		{"-n 0", "-n 0"}, {"-mb 0", "-mb 0"}, {"-count 1", "-count 1"}, {"-loads up,sideways", "sideways"}, {"x", `"x" is not a flag`},
-	} {
-		var o options
-		if err := o.parse(strings.Fields(c.args), io.Discard); err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: %v", c.args, err)
-		}
-	}
-	var o options
-	if err := o.parse([]string{"-loads", "up,rr"}, io.Discard); err != nil || len(o.list()) != 3 {
-		t.Errorf("%v, %v", o.list(), err)
-	}
-}
-
 func TestTable(t *testing.T) {
 	var b strings.Builder
-	markdown(&b, []series{
-		{Subject: nameOurs, Kind: kindUp, MTU: 1500, Samples: []*sample{{MBits: 100, CPU: 1}, nil, {MBits: 120, CPU: 1}}},
-		{Subject: nameSlirp, Kind: kindUp, MTU: 1500, Samples: []*sample{{MBits: 50, CPU: 2}, {MBits: 1, CPU: 2}, {MBits: 60, CPU: 2}}},
-		{Subject: namePasst, Kind: kindUp, MTU: 1500, Samples: []*sample{nil}, Failed: 1},
+	Markdown(&b, []Series{
+		{Subject: Ours, Kind: Up, MTU: 1500, Samples: []*Sample{{MBits: 100, CPU: 1}, nil, {MBits: 120, CPU: 1}}},
+		{Subject: QEMUUser, Kind: Up, MTU: 1500, Samples: []*Sample{{MBits: 50, CPU: 2}, {MBits: 1, CPU: 2}, {MBits: 60, CPU: 2}}},
+		{Subject: namePasst, Kind: Up, MTU: 1500, Samples: []*Sample{nil}, Failed: 1},
 	})
 	for _, want := range []string{
 		"| up | 1500 | Mbit/s | smolvmm | 110 | 102–118 | 2.00 [2.00, 2.00] |",

@@ -1,7 +1,8 @@
-package main
+package boot
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -12,10 +13,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/smolvmm/smolvmm/bench/internal/smaps"
 )
 
-// launch is a program to time and what to look for on its standard output.
-type launch struct {
+// Launch is a program to time and what to look for on its standard output.
+type Launch struct {
 	argv []string
 	// until is a line's beginning that ends the watch; empty: the mark itself does.
 	until string
@@ -23,18 +26,18 @@ type launch struct {
 	exit   bool
 	status int // which it must then end with
 	// ram tells the mappings of the guest's memory, which are not the monitor's own.
-	ram func(mapping) bool
+	ram func(smaps.Mapping) bool
 	// limit is the longest that one start may take.
 	limit time.Duration
 }
 
-// sample is what one start of a program showed. Times are from just before the fork to when this program had the byte.
-type sample struct {
+// Sample is what one start of a program showed. Times are from just before the fork to when this program had the byte.
+type Sample struct {
 	Mark    time.Duration `json:"mark_ns"`              // the guest's first instructions
 	Console time.Duration `json:"console_ns,omitempty"` // the first byte that a kernel printed after it
 	Until   time.Duration `json:"until_ns,omitempty"`   // the line waited for
 	End     time.Duration `json:"end_ns,omitempty"`     // the program's end, where it was waited for
-	Memory  *memory       `json:"memory,omitempty"`     // at the mark, or at the line waited for
+	Memory  *smaps.Memory `json:"memory,omitempty"`     // at the mark, or at the line waited for
 }
 
 // errLimit is a start that took too long.
@@ -43,9 +46,9 @@ var errLimit = errors.New("took too long")
 // outputTail bounds what is kept of a program's output for an error message, in bytes.
 const outputTail = 512
 
-// start runs a program once. It reads the pipe with plain system calls on a thread of its own: Go's poller would add
+// Start runs a program once. It reads the pipe with plain system calls on a thread of its own: Go's poller would add
 // its own wake-up to every time.
-func start(l launch) (s sample, err error) {
+func Start(ctx context.Context, l Launch) (s Sample, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	var p [2]int
@@ -82,9 +85,10 @@ func start(l launch) (s sample, err error) {
 		return s, err
 	}
 	stdout.Close()
+	defer context.AfterFunc(ctx, func() { _ = proc.Kill() })()
 	out, err := watch(r, l, t0, &s)
 	if err == nil && l.ram != nil {
-		s.Memory, err = readMemory(proc.Pid, l.ram)
+		s.Memory, err = smaps.Read(proc.Pid, l.ram)
 	}
 	if err == nil && l.exit {
 		err = ended(proc.Pid, l.limit-time.Since(t0))
@@ -130,7 +134,7 @@ func ended(pid int, limit time.Duration) error {
 }
 
 // watch reads the program's output until what l waits for has come, and sets the times.
-func watch(r int, l launch, t0 time.Time, s *sample) (out []byte, err error) {
+func watch(r int, l Launch, t0 time.Time, s *Sample) (out []byte, err error) {
 	var buf [4096]byte
 	from := -1 // of what the guest printed behind the mark
 	for {

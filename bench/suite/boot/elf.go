@@ -1,4 +1,4 @@
-package main
+package boot
 
 import (
 	"debug/elf"
@@ -41,7 +41,7 @@ var endCode = append([]byte{0x66, 0xBA, portExit & 0xFF, portExit >> 8, 0x30, 0x
 var holdCode = []byte{0xFA, 0xF4, 0xEB, 0xFD}
 
 // tinyGuest is a PVH kernel of a few bytes. Its third instruction prints mark; then it ends the machine, or holds.
-func tinyGuest(hold bool) []byte {
+func TinyGuest(hold bool) []byte {
 	code := slices.Concat(outMark, endCode)
 	if hold {
 		code = slices.Concat(outMark, holdCode)
