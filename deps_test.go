@@ -106,7 +106,7 @@ var rules = []rule{
 
 	{"bench/lab/...", []string{"bench/lab/...", "github.com/u-root/u-root/pkg/cpio", "github.com/pierrec/lz4/v4", sys}, nil, "the lab runs any program, so it knows nothing of ours"},
 	{"bench/build/...", []string{"builder/tree", "builder/archive", "builder/image", "bench/internal/stats", "bench/testimg", sys}, []string{"bench/netbsd", "builder/image/ffs", "builder/image/ffs/ffstest"}, "images are measured and judged from outside"},
-	{"bench/...", []string{"vmm", "vmm/demo", "bench/...", "cmd/smolvmm/internal/kernels", sys}, []string{"pvh"}, "measurements look at the machine from outside"},
+	{"bench/...", []string{"vmm", "vmm/client", "vmm/agent", "vmm/demo", "bench/...", "cmd/smolvmm/internal/kernels", sys}, []string{"pvh"}, "measurements look at the machine from outside"},
 	{"", nil, nil, "the module's root has tests only"},
 }
 
@@ -123,7 +123,7 @@ var listed = sync.OnceValues(func() ([]pkg, error) {
 	if err != nil {
 		return nil, err
 	}
-	guest, err := goList("netbsd", "./cmd/smolinit/...", "./bench/testimg/guestcheck/...", "./bench/netbsd/netcheck/...", "./bench/build/ffscheck/...")
+	guest, err := goList("netbsd", "./cmd/smolinit/...", "./bench/testimg/guestcheck/...", "./bench/netbsd/netcheck/...", "./bench/netbsd/agentcheck/...", "./bench/build/ffscheck/...")
 	return append(host, guest...), err
 })
 

@@ -8,6 +8,14 @@ import (
 	"github.com/smolvmm/smolvmm/vmm/agent"
 )
 
+// The requests of ptm(4) with the size of their argument (sys/ttycom.h of NetBSD:
+// _IOR('t', 70, struct ptmget), _IOR('t', 72, struct ptmget), two ints and two
+// names of 1,024 bytes). x/sys has the numbers from when the names had 16.
+const (
+	ioctlPTMGet  = 0x40000000 | 2056<<16 | 't'<<8 | 70
+	ioctlPTSName = 0x40000000 | 2056<<16 | 't'<<8 | 72
+)
+
 // openTerminal makes a pseudo-terminal (ptm(4)): one call gives both ends, with
 // owner and mode of the slave set, whatever is mounted at /dev/pts.
 func openTerminal(size agent.Size) (master, slave *os.File, err error) {
@@ -23,7 +31,7 @@ func openTerminal(size agent.Size) (master, slave *os.File, err error) {
 				unix.Close(ptm)
 			}
 		}()
-		pt, err := unix.IoctlGetPtmget(ptm, unix.TIOCPTSNAME)
+		pt, err := unix.IoctlGetPtmget(ptm, ioctlPTSName)
 		if err != nil {
 			return nil, nil, os.NewSyscallError("TIOCPTSNAME", err)
 		}
@@ -38,7 +46,7 @@ func openTerminal(size agent.Size) (master, slave *os.File, err error) {
 		return terminalFiles(ptm, sfd, name, size)
 	}
 	defer unix.Close(ptm)
-	pt, err := unix.IoctlGetPtmget(ptm, unix.TIOCPTMGET)
+	pt, err := unix.IoctlGetPtmget(ptm, ioctlPTMGet)
 	if err != nil {
 		return nil, nil, os.NewSyscallError("TIOCPTMGET", err)
 	}
