@@ -35,12 +35,21 @@ type Summary struct {
 	P10    float64 `json:"p10"`
 	Median float64 `json:"median"`
 	P90    float64 `json:"p90"`
+	P99    float64 `json:"p99"` // of fewer than a hundred runs next to their greatest
+}
+
+// Spread is how far p90 lies above p10, in parts of the median; 0 where that is 0.
+func (s Summary) Spread() float64 {
+	if s.Median == 0 {
+		return 0
+	}
+	return (s.P90 - s.P10) / math.Abs(s.Median)
 }
 
 // Summarise describes values.
 func Summarise(values []float64) Summary {
 	s := slices.Sorted(slices.Values(values))
-	return Summary{len(s), Quantile(s, 0), Quantile(s, 0.1), Quantile(s, 0.5), Quantile(s, 0.9)}
+	return Summary{len(s), Quantile(s, 0), Quantile(s, 0.1), Quantile(s, 0.5), Quantile(s, 0.9), Quantile(s, 0.99)}
 }
 
 // Interval is an estimate with its 95 % confidence interval.
@@ -55,7 +64,7 @@ func (i Interval) String() string {
 	return fmt.Sprintf("%s [%s, %s]", Digits(i.Value), Digits(i.Low), Digits(i.High))
 }
 
-// Digits prints three significant Digits, and never fewer than the whole part has.
+// Digits prints three significant digits, and never fewer than the whole part has.
 func Digits(v float64) string {
 	a := math.Abs(v)
 	switch {
@@ -97,6 +106,59 @@ func Compare(a, b []float64, f func(a, b float64) float64) Interval {
 	}
 	slices.Sort(out)
 	return Interval{f(median(slices.Clone(a)), median(slices.Clone(b))), Quantile(out, 0.025), Quantile(out, 0.975)}
+}
+
+// Rounds are what a program gave in a run, and a peer in the same rounds. Without
+// a peer there is nothing that the pace of the machine could be told by.
+type Rounds struct{ Own, Peer []float64 }
+
+// median of drawn rounds, as a part of the peer's where there is one.
+func (r Rounds) median(draw func(n int) int, own, peer []float64) float64 {
+	n := len(own)
+	for i := range own {
+		k := i
+		if draw != nil {
+			k = draw(n)
+		}
+		own[i] = r.Own[k]
+		if peer != nil {
+			peer[i] = r.Peer[k]
+		}
+	}
+	slices.Sort(own)
+	m := Quantile(own, 0.5)
+	if peer != nil {
+		slices.Sort(peer)
+		m = Ratio(m, Quantile(peer, 0.5))
+	}
+	return m
+}
+
+// Change estimates after's median divided by before's, for two runs at different
+// times. Each is taken as a part of its own peer's if both have one, so that a
+// machine that has become slower does not look like a slower program. The interval
+// holds the truth with the given confidence, such as 0.95.
+func Change(before, after Rounds, confidence float64) Interval {
+	scratch := func(r Rounds) (own, peer []float64) {
+		if len(before.Peer) == 0 || len(after.Peer) == 0 {
+			return make([]float64, len(r.Own)), nil
+		}
+		n := min(len(r.Own), len(r.Peer))
+		return make([]float64, n), make([]float64, n)
+	}
+	a, p := scratch(before)
+	b, q := scratch(after)
+	if len(a) == 0 || len(b) == 0 {
+		return Interval{}
+	}
+	r := rand.New(rand.NewPCG(seed, uint64(len(a)+len(b))))
+	out := make([]float64, resamples)
+	for i := range out {
+		out[i] = Ratio(after.median(r.IntN, b, q), before.median(r.IntN, a, p))
+	}
+	slices.Sort(out)
+	tail := (1 - confidence) / 2
+	return Interval{Ratio(after.median(nil, b, q), before.median(nil, a, p)), Quantile(out, tail), Quantile(out, 1-tail)}
 }
 
 // Ratio is a/b, 0 where b is.

@@ -23,7 +23,7 @@ func TestQuantile(t *testing.T) {
 			t.Errorf("quantile(%v, %v) = %v, want %v", c.v, c.q, got, c.w)
 		}
 	}
-	if s := Summarise([]float64{3, 1, 2}); s != (Summary{3, 1, 1.2, 2, 2.8}) {
+	if s := Summarise([]float64{3, 1, 2}); s != (Summary{3, 1, 1.2, 2, 2.8, 2.98}) || math.Abs(s.Spread()-0.8) > 1e-12 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -75,5 +75,45 @@ func TestJudge(t *testing.T) {
 		if got := Judge(c.i, 3); got != c.v {
 			t.Errorf("%+v: %s, want %s", c.i, got, c.v)
 		}
+	}
+}
+
+// TestChange: a program that has become slower is seen, a machine that has is not
+// taken for one, and two runs alike differ rarely.
+func TestChange(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 3))
+	run := func(own, peer, pace float64) (x Rounds) {
+		for range 30 {
+			slow := pace * (1 + 0.05*r.NormFloat64())
+			x.Own = append(x.Own, own*slow*(1+0.02*r.NormFloat64()))
+			if peer > 0 {
+				x.Peer = append(x.Peer, peer*slow*(1+0.02*r.NormFloat64()))
+			}
+		}
+		return x
+	}
+	if i := Change(run(5, 50, 1), run(6, 50, 1), 0.95); i.Low <= 1.1 || i.High >= 1.3 {
+		t.Errorf("a fifth slower: %v", i)
+	}
+	if i := Change(run(5, 50, 1), run(5, 50, 2), 0.95); i.Low < 0.95 || i.High > 1.05 {
+		t.Errorf("a machine half as fast: %v", i)
+	}
+	if i := Change(run(5, 0, 1), run(5, 0, 2), 0.95); i.Low <= 1.8 {
+		t.Errorf("without a peer: %v", i)
+	}
+	if i := Change(run(5, 50, 1), run(5, 0, 1), 0.95); i.Low < 0.9 || i.High > 1.1 {
+		t.Errorf("a peer on one side only: %v", i)
+	}
+	if i := Change(Rounds{}, run(5, 0, 1), 0.95); i != (Interval{}) {
+		t.Errorf("nothing before: %v", i)
+	}
+	wrong := 0
+	for range 30 {
+		if i := Change(run(5, 50, 1), run(5, 50, 1), 0.95); i.Low > 1 || i.High < 1 {
+			wrong++
+		}
+	}
+	if wrong > 5 {
+		t.Errorf("95 %% intervals saw a change %d times of 30 where there was none", wrong)
 	}
 }
