@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+	"unicode/utf8"
 )
 
 // Entry is one file, folder or symbolic link of a copy.
@@ -18,7 +19,8 @@ type Entry struct {
 	// Name is relative to what is copied, with slashes: "." for the thing
 	// itself, and what is in a folder comes after the folder.
 	Name string `json:"name"`
-	// Base is the last element of the path that was asked for, with Name ".".
+	// Base is the last element of the path that was asked for, with Name ".";
+	// empty where that is no name. The host does not let a guest choose it.
 	Base   string    `json:"base,omitempty"`
 	Kind   EntryKind `json:"kind"`
 	Mode   uint32    `json:"mode"`             // permission bits, 0777; of a link none
@@ -60,7 +62,7 @@ func SendTree(c *Conn, name string, follow bool) (Skipped, error) {
 		return nil, err
 	}
 	s := sender{conn: c, buf: make([]byte, 8+chunk)}
-	base := filepath.Base(filepath.Clean(name))
+	base := baseOf(name)
 	if info.IsDir() {
 		// os.Root keeps the walk inside, whoever moves folders meanwhile.
 		root, err := os.OpenRoot(name)
@@ -92,7 +94,7 @@ func SendTree(c *Conn, name string, follow bool) (Skipped, error) {
 			return nil, err
 		}
 		e.Kind, e.Target, e.Mtime = KindLink, target, info.ModTime().UnixNano()
-		if err := c.SendJSON(TypeEntry, e); err != nil {
+		if err := s.begin(e); err != nil {
 			return nil, err
 		}
 	default:
@@ -101,10 +103,31 @@ func SendTree(c *Conn, name string, follow bool) (Skipped, error) {
 	return nil, c.Send(TypeDone)
 }
 
+// baseOf is the name that a path's copy has where it is given none: "" of those
+// that have none, as / and "." are.
+func baseOf(name string) string {
+	base := filepath.Base(filepath.Clean(name))
+	if base == "." || base == ".." || base == "/" {
+		return ""
+	}
+	return base
+}
+
 type sender struct {
 	conn    *Conn
 	buf     []byte // a data frame: 8 bytes of offset, then data
 	skipped Skipped
+}
+
+// begin sends an entry. JSON has no words for names that are not UTF-8: it would
+// give the copy other names, and two files the same one.
+func (s *sender) begin(e Entry) error {
+	for _, n := range []string{e.Name, e.Base, e.Target} {
+		if !utf8.ValidString(n) {
+			return fmt.Errorf("%q: names that are not UTF-8 cannot be copied", n)
+		}
+	}
+	return s.conn.SendJSON(TypeEntry, e)
 }
 
 // maxDepth bounds the folders in folders of a copy.
@@ -113,7 +136,7 @@ const maxDepth = 1000
 // folder sends a folder and what is in it.
 func (s *sender) folder(root *os.Root, name, base string, info fs.FileInfo) error {
 	e := Entry{Name: name, Base: base, Kind: KindFolder, Mode: uint32(info.Mode().Perm()), Mtime: info.ModTime().UnixNano()}
-	if err := s.conn.SendJSON(TypeEntry, e); err != nil {
+	if err := s.begin(e); err != nil {
 		return err
 	}
 	dir, err := root.Open(name)
@@ -149,7 +172,7 @@ func (s *sender) entry(root *os.Root, name string) error {
 		if err != nil {
 			return err
 		}
-		return s.conn.SendJSON(TypeEntry, Entry{Name: name, Kind: KindLink, Target: target, Mtime: info.ModTime().UnixNano()})
+		return s.begin(Entry{Name: name, Kind: KindLink, Target: target, Mtime: info.ModTime().UnixNano()})
 	case info.Mode().IsRegular():
 		f, err := root.Open(name)
 		if err != nil {
@@ -174,7 +197,7 @@ func (s *sender) file(e Entry, f *os.File) error {
 		return fmt.Errorf("%s has just become something else", f.Name())
 	}
 	e.Kind, e.Mode, e.Mtime, e.Size = KindFile, uint32(info.Mode().Perm()), info.ModTime().UnixNano(), info.Size()
-	if err := s.conn.SendJSON(TypeEntry, e); err != nil {
+	if err := s.begin(e); err != nil {
 		return err
 	}
 	for off := int64(0); off < e.Size; {
@@ -236,7 +259,7 @@ func zero(p []byte) bool {
 // that the copy has in it.
 type Place struct {
 	Dir  string
-	Name string // "": the name that it had on the other side
+	Name string // "": the name that it has on the other side
 }
 
 // PlaceOf finds the place for a destination as cp(1) does: into a folder that is
@@ -271,7 +294,7 @@ func checkEntry(e Entry, first bool) error {
 		return protocolf("entry %q out of place", line(e.Name))
 	case !fs.ValidPath(e.Name), len(e.Name) > maxTarget, depth(e.Name) > maxDepth:
 		return protocolf("entry %q", line(e.Name))
-	case first && (!fs.ValidPath(e.Base) || path.Base(e.Base) != e.Base || e.Base == "."):
+	case first && e.Base != "" && (!fs.ValidPath(e.Base) || path.Base(e.Base) != e.Base || e.Base == "."):
 		return protocolf("the copy is called %q", line(e.Base))
 	case e.Size < 0 || e.Size > 0 && e.Kind != KindFile:
 		return protocolf("entry %q has %d bytes", line(e.Name), e.Size)

@@ -143,7 +143,7 @@ func TestFetch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := Fetch(t.Context(), host, "/whatever", false, place)
+	n, err := Fetch(t.Context(), host, "/some/tree/", false, place)
 	if err != nil || n == 0 || n > 500_000 {
 		t.Fatalf("%d bytes, %v", n, err)
 	}
@@ -295,6 +295,91 @@ func TestHostileCopy(t *testing.T) {
 				return err
 			})
 		})
+	}
+}
+
+// TestFetchedName: what a copy into a folder is called, the caller has said with
+// the path that was asked for. A guest that could say would have its choice of the
+// folder's files.
+func TestFetchedName(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/.profile", []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []EntryKind{KindFile, KindFolder} {
+		host, guest := pair(t)
+		guestDoes(t, guest, OpRead, func(c *Conn) {
+			_ = c.SendJSON(TypeEntry, Entry{Name: ".", Base: ".profile", Kind: k, Mode: 0o600})
+			_ = c.Send(TypeDone)
+		})
+		if _, err := Fetch(t.Context(), host, "/var/log/report-"+string(k), false, Place{Dir: dir}); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(dir + "/report-" + string(k)); err != nil {
+			t.Error(err)
+		}
+	}
+	if b, err := os.ReadFile(dir + "/.profile"); err != nil || string(b) != "mine" {
+		t.Errorf("%q, %v", b, err)
+	}
+	for _, from := range []string{"/", ".", "..", "a/../.."} {
+		host, guest := pair(t)
+		guest.Close()
+		if _, err := Fetch(t.Context(), host, from, false, Place{Dir: dir}); !errors.Is(err, errNoName) {
+			t.Errorf("%s: %v", from, err)
+		}
+	}
+}
+
+// TestNoName: what has no name of its own can be copied to a new name.
+func TestNoName(t *testing.T) {
+	dir := sample(t)
+	t.Chdir(dir)
+	for name, want := range map[string]error{"new": nil, "": errNoName} {
+		host, guest := pair(t)
+		dest := t.TempDir()
+		go func() {
+			_, _ = SendTree(NewConn(guest), ".", false)
+			guest.Close()
+		}()
+		_, err := ReceiveTree(NewConn(host), Place{dest, name})
+		host.Close()
+		if !errors.Is(err, want) {
+			t.Errorf("%q: %v", name, err)
+		}
+		if want == nil {
+			same(t, dir, filepath.Join(dest, name))
+			os.Chmod(filepath.Join(dest, name, "a/b"), 0o700)
+		}
+	}
+}
+
+// TestNotUTF8: two files whose names JSON cannot tell from each other must not
+// become one; no argument becomes another.
+func TestNotUTF8(t *testing.T) {
+	for _, c := range []struct{ name, target string }{{"\xfe", ""}, {"l", "\xfe"}} {
+		dir := t.TempDir()
+		var err error
+		if c.target != "" {
+			err = os.Symlink(c.target, filepath.Join(dir, c.name))
+		} else {
+			err = os.WriteFile(filepath.Join(dir, c.name), []byte("1"), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, from := range []string{dir, filepath.Join(dir, c.name)} {
+			var out bytes.Buffer
+			if _, err := SendTree(NewConn(&out), from, false); err == nil || !strings.Contains(err.Error(), "UTF-8") {
+				t.Errorf("%q: %v", from, err)
+			}
+		}
+	}
+	for _, r := range []Request{{Argv: []string{"echo", "\xff"}}, {Env: []string{"A=\xff"}}, {Cwd: "\xff"}, {User: "\xff"}, {Path: "\xff"}} {
+		var out bytes.Buffer
+		if err := NewConn(&out).request(r); err == nil || out.Len() > 0 {
+			t.Errorf("%+v: %v, %d bytes sent", r, err, out.Len())
+		}
 	}
 }
 

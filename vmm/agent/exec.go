@@ -51,7 +51,7 @@ func Start(ctx context.Context, stream io.ReadWriteCloser, c Command) (*Process,
 		return nil, ended(ctx, err)
 	}
 	r := Request{Op: OpExec, Argv: c.Argv, Env: c.Env, Cwd: c.Cwd, User: c.User, TTY: c.TTY}
-	if err := p.conn.SendJSON(TypeRequest, r); err != nil {
+	if err := p.conn.request(r); err != nil {
 		return fail(err)
 	}
 	t, b, err := p.conn.Receive()

@@ -87,6 +87,9 @@ type receiver struct {
 	names   int     // bytes of the folders' names
 }
 
+// errNoName: / or "." was copied into a folder that is there.
+var errNoName = errors.New("what is copied has no name of its own: name the copy too")
+
 // maxNames bounds what is kept of folders until the end, in bytes of their names.
 const maxNames = 64 << 20
 
@@ -104,6 +107,9 @@ func (r *receiver) begin(e Entry) error {
 	if e.Name == "." {
 		if r.name == "" {
 			r.name = e.Base
+		}
+		if r.name == "" {
+			return errNoName
 		}
 		in, name = r.parent, r.name
 		r.single = e.Kind != KindFolder
@@ -217,12 +223,19 @@ func (r *receiver) close(failed bool) error {
 	return errors.Join(errs...)
 }
 
-// Fetch copies a path of the guest's to a place on this side.
+// Fetch copies a path of the guest's to a place on this side. Where the place has
+// no name the copy has that of the path asked for, whatever the guest calls it:
+// otherwise its choice would fall on any file in that folder.
 func Fetch(ctx context.Context, stream io.ReadWriteCloser, from string, follow bool, to Place) (bytes int64, err error) {
 	stop := context.AfterFunc(ctx, func() { stream.Close() })
 	defer stop()
+	if to.Name == "" {
+		if to.Name = baseOf(from); to.Name == "" {
+			return 0, fmt.Errorf("%s: %w", from, errNoName)
+		}
+	}
 	c := NewConn(stream)
-	if err := c.SendJSON(TypeRequest, Request{Op: OpRead, Path: from, Follow: follow}); err != nil {
+	if err := c.request(Request{Op: OpRead, Path: from, Follow: follow}); err != nil {
 		return 0, ended(ctx, err)
 	}
 	bytes, err = ReceiveTree(c, to)
@@ -234,7 +247,7 @@ func Store(ctx context.Context, stream io.ReadWriteCloser, from string, follow b
 	stop := context.AfterFunc(ctx, func() { stream.Close() })
 	defer stop()
 	c := NewConn(stream)
-	if err := c.SendJSON(TypeRequest, Request{Op: OpWrite, Path: to}); err != nil {
+	if err := c.request(Request{Op: OpWrite, Path: to}); err != nil {
 		return nil, ended(ctx, err)
 	}
 	// The guest may end it in the middle: its words count, not the broken pipe.

@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"unicode/utf8"
 )
 
 // Port is the TCP port of the host-only link, and the vsock port, that the agent
@@ -243,6 +244,19 @@ func (c *Conn) Receive() (Type, []byte, error) {
 		return t, nil, &RemoteError{int(c.in[0]), line(string(c.in[1:]))}
 	}
 	return t, c.in, nil
+}
+
+// request sends a stream's first frame. What JSON has no words for is refused: it
+// would ask for another file, or give a command other arguments.
+func (c *Conn) request(r Request) error {
+	for _, texts := range [][]string{r.Argv, r.Env, {r.Cwd, r.User, r.Path}} {
+		for _, s := range texts {
+			if !utf8.ValidString(s) {
+				return fmt.Errorf("%.70q is not UTF-8 and cannot be sent to a guest", s)
+			}
+		}
+	}
+	return c.SendJSON(TypeRequest, r)
 }
 
 // ReceiveRequest gives a stream's first frame.

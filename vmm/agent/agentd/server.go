@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -28,6 +29,12 @@ const (
 	// its way before the connection is closed.
 	lastTime = 5 * time.Second
 )
+
+// acceptPause is how long no call is taken when the system has nothing for one.
+const acceptPause = 100 * time.Millisecond
+
+// passing are accept(2)'s errors that are nobody's fault for ever.
+var passing = []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED}
 
 // Server serves calls.
 type Server struct {
@@ -61,6 +68,12 @@ func (s *Server) Serve(l net.Listener) error {
 	for {
 		c, err := l.Accept()
 		if err != nil {
+			// Any program of the guest's can use up its files or buffers for a
+			// while, and must not end the agent by that.
+			if slices.ContainsFunc(passing, func(e error) bool { return errors.Is(err, e) }) {
+				time.Sleep(acceptPause)
+				continue
+			}
 			s.calls.Wait()
 			if errors.Is(err, net.ErrClosed) {
 				return nil

@@ -387,6 +387,50 @@ func TestStrangers(t *testing.T) {
 	t.Errorf("no room: %v", last)
 }
 
+// poorListener fails as accept(2) does when the guest's files are used up.
+type poorListener struct {
+	net.Listener
+	errs []error
+}
+
+func (p *poorListener) Accept() (net.Conn, error) {
+	if len(p.errs) > 0 {
+		err := p.errs[0]
+		p.errs = p.errs[1:]
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept", err)}
+	}
+	return p.Listener.Accept()
+}
+
+// TestAcceptFails: a guest that is out of files for a while keeps its agent.
+func TestAcceptFails(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := agent.NewKey()
+	s := &Server{Key: key, System: host{}}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(&poorListener{l, []error{syscall.EMFILE, syscall.ENFILE}}) }()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	if err := agent.Greet(c, key); err != nil {
+		t.Error(err)
+	}
+	c.Close()
+	l.Close()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	if err := s.Serve(&poorListener{l, []error{syscall.EBADF}}); !errors.Is(err, syscall.EBADF) {
+		t.Errorf("a socket that is none: %v", err)
+	}
+}
+
 func TestMany(t *testing.T) {
 	r := serve(t)
 	var all sync.WaitGroup
