@@ -52,6 +52,7 @@ var rules = []rule{
 	{"devices/vsock/muxer", []string{"devices/vsock", sys}, []string{"devices/vsock/vsocktest"}, "what is behind a socket device knows the device's interface only"},
 	{"devices/vsock/vsocktest", []string{devices, virtq, mock, mem}, nil, "the guest's side of a socket device knows nothing of the device"},
 	{"devices/...", []string{devices, virtq, mem, sys}, []string{mock, sys}, "a device never sees its transport, KVM, the machine or another device"},
+	{"pvh/acpi", nil, nil, "tables are bytes, made from values"},
 	{"pvh", []string{mem}, []string{sys}, "the loader is bytes in, bytes out: it makes no ioctl and knows no machine"},
 
 	{"vmm/internal/bus", []string{devices}, nil, "a bus knows devices by their interface"},
@@ -61,7 +62,7 @@ var rules = []rule{
 	{"vmm/agent", nil, nil, "what host and guest say to each other is frames over any stream"},
 	{"vmm/demo", nil, nil, "the demo guest is bytes and their meaning"},
 	{"vmm/client", nil, nil, "who speaks to a machine's socket needs no machine, and takes in none"},
-	{"vmm", []string{devices, "devices/...", "pvh", mem, "vmm/internal/...", sys}, []string{"vmm/demo"}, "vmm wires devices, pvh and kvm; it knows neither netstack, nor builder, nor a command"},
+	{"vmm", []string{devices, "devices/...", "pvh", "pvh/acpi", mem, "vmm/internal/...", sys}, []string{"vmm/demo"}, "vmm wires devices, pvh and kvm; it knows neither netstack, nor builder, nor a command"},
 
 	{"netstack/policy", nil, nil, "what a guest may reach is decided without sockets, from values"},
 	{"netstack/audit", nil, nil, "the log knows what is written into it and nothing of who writes"},
@@ -91,13 +92,15 @@ var rules = []rule{
 	{"builder/runvm", []string{"builder", "builder/archive", "builder/blob", "builder/image", "builder/tree", "builder/runvm/steplog", "builder/toolbox/devnodes", "vmm"}, []string{"builder/toolbox", "bench/netbsd", "vmm/demo", "netstack"}, "a step's machine is made of a tree, by vmm's public API"},
 	{"builder/toolbox/devnodes", nil, nil, "numbers of devices are numbers"},
 	{"builder/toolbox", []string{"builder/tree", "builder/toolbox/devnodes", "github.com/klauspost/compress/zstd"}, nil, "what images begin with is made of trees and programs, without a machine"},
-	{"builder/fetch", nil, nil, "a download is a file that is complete and has its digest, whatever is in it"},
-	{"builder/sets", []string{"builder/tree", "builder/blob", "builder/archive", "builder/fetch", sys}, []string{"builder/archive/archivetest"}, "sets are archives that were fetched, and nothing of what is built of them"},
+	{"builder/fetch/files", nil, nil, "what was fetched is looked at without an HTTP client"},
+	{"builder/fetch", []string{"builder/fetch/files"}, nil, "a download is a file that is complete and has its digest, whatever is in it"},
+	{"builder/sets", []string{"builder/tree", "builder/blob", "builder/archive", "builder/fetch", "builder/fetch/files", sys}, []string{"builder/archive/archivetest"}, "sets are archives that were fetched, and nothing of what is built of them"},
 
 	{"cmd/smolinit", []string{"builder/runvm/steplog", "builder/toolbox/devnodes", "vmm/agent", "vmm/agent/agentd", sys}, nil, "the guest's init is built for NetBSD, from little: nothing of the monitor is in it"},
 	{"cmd/smolvmm/internal/network", []string{"vmm", "netstack", "netstack/..."}, []string{"vmm/demo", "golang.org/x/net/dns/dnsmessage"}, "the one place where the machine meets its network"},
-	{"cmd/smolvmm/internal/build", []string{"builder", "builder/...", "cmd/smolvmm/internal/kernels", "cmd/smolvmm/internal/network", "vmm"}, nil, "the one place where the builder meets the store, the mirrors and the machines"},
-	{"cmd/smolvmm/internal/kernels", []string{"builder/fetch", sys}, nil, "kernels are files that were fetched"},
+	{"cmd/smolvmm/internal/build", []string{"builder", "builder/...", "cmd/smolvmm/internal/kernels", "cmd/smolvmm/internal/kernels/mirror", "cmd/smolvmm/internal/network", "vmm"}, nil, "the one place where the builder meets the store, the mirrors and the machines"},
+	{"cmd/smolvmm/internal/kernels", []string{"builder/fetch/files"}, nil, "a cached kernel is found without an HTTP client"},
+	{"cmd/smolvmm/internal/kernels/mirror", []string{"builder/fetch", "builder/fetch/files", "cmd/smolvmm/internal/kernels"}, nil, "kernels are files that are fetched"},
 	{"cmd/smolvmm/internal/run", []string{"builder/spec", "builder/store", "builder/sign"}, nil, "what an image says of its machine is read from the store, and no machine is made here"},
 	{"cmd/smolvmm/internal/api", []string{"vmm", "vmm/client", sys}, nil, "the server knows a machine by an interface; its words are the client's"},
 	{"cmd/smolvmm/internal/images", []string{"builder", "builder/sets", "builder/spec", "builder/sign", "builder/store", "builder/oci", "builder/blob", "builder/tree", "github.com/spf13/pflag", sys}, []string{"github.com/google/go-containerregistry/pkg/registry"}, "the verbs of images know stores and registries, and no machine"},
@@ -105,7 +108,7 @@ var rules = []rule{
 	{"cmd/...", []string{"vmm", "vmm/agent", "vmm/client", "vmm/demo", "cmd/smolvmm/internal/...", "github.com/spf13/pflag", "golang.org/x/term", sys}, []string{"bench/testimg", "bench/lab/...", "builder/spec", "builder/store"}, "a command drives machines by vmm's public API only"},
 
 	{"bench/lab/...", []string{"bench/lab/...", "github.com/u-root/u-root/pkg/cpio", "github.com/pierrec/lz4/v4", sys}, nil, "the lab runs any program, so it knows nothing of ours"},
-	{"bench/build/...", []string{"builder/tree", "builder/archive", "builder/image", "bench/internal/stats", "bench/testimg", sys}, []string{"bench/netbsd", "builder/image/ffs", "builder/image/ffs/ffstest"}, "images are measured and judged from outside"},
+	{"bench/build/...", []string{"builder/tree", "builder/archive", "builder/image", "bench/internal/stats", "bench/testimg", sys}, []string{"bench/netbsd", "builder/archive/archivetest", "builder/image/ffs", "builder/image/ffs/ffstest", "builder/toolbox"}, "images are measured and judged from outside"},
 	{"bench/...", []string{"vmm", "vmm/client", "vmm/agent", "vmm/demo", "bench/...", "cmd/smolvmm/internal/kernels", sys}, []string{"pvh"}, "measurements look at the machine from outside"},
 	{"", nil, nil, "the module's root has tests only"},
 }

@@ -13,6 +13,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"github.com/smolvmm/smolvmm/builder/fetch/files"
 )
 
 // IdleTime is how long a server may send nothing where Options do not say.
@@ -20,33 +22,19 @@ const IdleTime = 30 * time.Second
 
 // What an *Error can be about, for errors.Is.
 var (
-	ErrNotFound = errors.New("not on the server")
-	ErrNetwork  = errors.New("server out of reach")
-	ErrServer   = errors.New("bad answer from the server")
-	ErrChecksum = errors.New("checksum differs")
-	ErrCache    = errors.New("cache cannot be used")
+	ErrNotFound = files.ErrNotFound
+	ErrNetwork  = files.ErrNetwork
+	ErrServer   = files.ErrServer
+	ErrChecksum = files.ErrChecksum
+	ErrCache    = files.ErrCache
 )
 
 // Error is one line for the user: what, where, what to do.
-type Error struct {
-	Text string
-	Kind error // one of the Err values, here or of who wraps this package
-	Err  error // what caused it, or nil
-}
-
-func (e *Error) Error() string { return e.Text }
-
-// Unwrap gives Kind and the cause.
-func (e *Error) Unwrap() []error {
-	if e.Err == nil {
-		return []error{e.Kind}
-	}
-	return []error{e.Kind, e.Err}
-}
+type Error = files.Error
 
 // Fail makes an *Error; cause may be nil.
 func Fail(kind, cause error, format string, args ...any) error {
-	return &Error{Text: fmt.Sprintf(format, args...), Kind: kind, Err: cause}
+	return files.Fail(kind, cause, format, args...)
 }
 
 // Options of a Client. The zero value is good.

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/smolvmm/smolvmm/builder/fetch/files"
 )
 
 // What servers do wrong is in the tests of kernels and of sets too, whole.
@@ -148,23 +150,23 @@ func TestBase(t *testing.T) {
 
 func TestLockAndWrite(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "b")
-	unlock, err := Lock(dir)
+	unlock, err := files.Lock(dir)
 	must(t, err)
-	if _, err := Lock(dir); !errors.Is(err, ErrBusy) {
+	if _, err := files.Lock(dir); !errors.Is(err, files.ErrBusy) {
 		t.Errorf("a second lock: %v", err)
 	}
 	unlock()
-	unlock, err = Lock(dir)
+	unlock, err = files.Lock(dir)
 	must(t, err)
 	unlock()
 	broken := errors.New("broken")
-	if err := WriteFile(dir, "f", func(w io.Writer) error { io.WriteString(w, "half"); return broken }); err != broken {
+	if err := files.WriteFile(dir, "f", func(w io.Writer) error { io.WriteString(w, "half"); return broken }); err != broken {
 		t.Errorf("a fill that fails: %v", err)
 	}
 	if e, err := os.ReadDir(dir); err != nil || len(e) > 0 {
 		t.Errorf("left: %v, %v", e, err)
 	}
-	must(t, WriteFile(dir, "f", func(w io.Writer) error { _, err := io.WriteString(w, "whole"); return err }))
+	must(t, files.WriteFile(dir, "f", func(w io.Writer) error { _, err := io.WriteString(w, "whole"); return err }))
 	if b, err := os.ReadFile(filepath.Join(dir, "f")); err != nil || string(b) != "whole" {
 		t.Errorf("%q, %v", b, err)
 	}
@@ -187,7 +189,7 @@ func FuzzSums(f *testing.F) {
 	f.Add([]byte("MD5 (netbsd-MICROVM.gz) = 00\nSHA512 (netbsd-MICROVM.gz) = " + hash[1:] + "\nSHA512 () = \n"))
 	f.Add([]byte("SHA512 (a) = " + hash + "\r\nSHA512 (a) = " + strings.Repeat("0", 128)))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		for name, sum := range ParseSums(b) {
+		for name, sum := range files.ParseSums(b) {
 			if len(sum) != 128 || strings.ToLower(sum) != sum || strings.Contains(name, "\n") {
 				t.Fatalf("%q: %q", name, sum)
 			}

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/smolvmm/smolvmm/builder/fetch/files"
+
 	"github.com/smolvmm/smolvmm/builder/archive"
 	"github.com/smolvmm/smolvmm/builder/fetch"
 	"github.com/smolvmm/smolvmm/builder/tree"
@@ -86,7 +88,7 @@ func (s *setter) get(ctx context.Context) (*tree.Tree, error) {
 		s.progress(s.Name, Ready, 0, 0)
 		return t, nil
 	}
-	unlock, err := fetch.LockWait(ctx, s.dir)
+	unlock, err := files.LockWait(ctx, s.dir)
 	if err != nil && ctx.Err() != nil {
 		return nil, s.stopped(ctx)
 	}
@@ -166,7 +168,7 @@ func (s *setter) save(t *tree.Tree) error {
 	if err := s.o.Blobs.Sync(); err != nil {
 		return err
 	}
-	return fetch.WriteFile(s.dir, treeName, func(w io.Writer) error {
+	return files.WriteFile(s.dir, treeName, func(w io.Writer) error {
 		if _, err := w.Write(s.head(b.Bytes())); err != nil {
 			return err
 		}

@@ -30,6 +30,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/smolvmm/smolvmm/builder/fetch/files"
+
 	"github.com/smolvmm/smolvmm/builder/blob"
 	"github.com/smolvmm/smolvmm/builder/fetch"
 	"github.com/smolvmm/smolvmm/builder/tree"
@@ -274,7 +276,7 @@ func (g *Group) cacheError(err error) error {
 func (g *Group) sums(ctx context.Context, c *fetch.Client) (map[string]string, error) {
 	path := filepath.Join(g.where.dir, sumsName)
 	if g.where.fixed {
-		sums, err := fetch.ReadSums(path)
+		sums, err := files.ReadSums(path)
 		if err == nil && len(sums) > 0 {
 			return sums, nil
 		}
@@ -282,14 +284,14 @@ func (g *Group) sums(ctx context.Context, c *fetch.Client) (map[string]string, e
 			return nil, g.cacheError(err)
 		}
 	}
-	b, err := c.Bytes(ctx, g.where.url+sumsName, fetch.MaxSums, "a file of digests")
+	b, err := c.Bytes(ctx, g.where.url+sumsName, files.MaxSums, "a file of digests")
 	if errors.Is(err, ErrNotFound) {
 		return nil, fetch.Fail(ErrNotFound, err, "NetBSD %s has no sets for %s on this mirror: %v", g.o.Release, g.o.Arch, err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	sums := fetch.ParseSums(b)
+	sums := files.ParseSums(b)
 	if len(sums) == 0 {
 		return nil, fetch.Fail(ErrServer, nil, "%s%s: has no digests", g.where.url, sumsName)
 	}
@@ -299,7 +301,7 @@ func (g *Group) sums(ctx context.Context, c *fetch.Client) (map[string]string, e
 	if err := os.MkdirAll(g.where.dir, 0o755); err != nil {
 		return nil, g.cacheError(err)
 	}
-	if err := fetch.WriteFile(g.where.dir, sumsName, func(w io.Writer) error { _, err := w.Write(b); return err }); err != nil {
+	if err := files.WriteFile(g.where.dir, sumsName, func(w io.Writer) error { _, err := w.Write(b); return err }); err != nil {
 		return nil, g.cacheError(err)
 	}
 	return sums, nil

@@ -18,10 +18,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/smolvmm/smolvmm/builder/fetch/files"
+
 	"github.com/smolvmm/smolvmm/builder/archive"
 	"github.com/smolvmm/smolvmm/builder/archive/archivetest"
 	"github.com/smolvmm/smolvmm/builder/blob"
-	"github.com/smolvmm/smolvmm/builder/fetch"
 	"github.com/smolvmm/smolvmm/builder/tree"
 )
 
@@ -459,7 +460,7 @@ func TestTwoProcesses(t *testing.T) {
 	if n != 1 {
 		t.Errorf("requests: %q", m.requests)
 	}
-	unlock, err := fetch.Lock(filepath.Join(o.Cache, "10.1/amd64/etc"))
+	unlock, err := files.Lock(filepath.Join(o.Cache, "10.1/amd64/etc"))
 	must(t, err)
 	defer unlock()
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/kernels"
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/kernels/mirror"
 )
 
 const kernelHelp = `smolvmm kernel keeps NetBSD's official netbsd-MICROVM kernels at hand.
@@ -22,7 +23,7 @@ Usage: smolvmm kernel fetch [--mirror URL] [RELEASE]   (default release ` + kern
 A fetched kernel is checked against NetBSD's SHA-512 and kept in the user's
 cache folder, where a boot without -kernel finds the newest one. Official
 MICROVM kernels exist from NetBSD 11.0 on. The mirror can also be named by the
-environment variable ` + kernels.MirrorVariable + `.
+environment variable ` + mirror.MirrorVariable + `.
 `
 
 func kernelCommand(args []string, s streams) error {
@@ -45,7 +46,7 @@ func kernelCommand(args []string, s streams) error {
 }
 
 // kernelFlags are the flags of `smolvmm kernel fetch`.
-func kernelFlags(o *kernels.Options, help *bool) *pflag.FlagSet {
+func kernelFlags(o *mirror.Options, help *bool) *pflag.FlagSet {
 	f := pflag.NewFlagSet("kernel fetch", pflag.ContinueOnError)
 	f.StringVar(&o.Mirror, "mirror", "", "`URL` above pub/NetBSD to fetch from")
 	f.BoolVarP(help, "help", "h", false, "show the help")
@@ -53,7 +54,7 @@ func kernelFlags(o *kernels.Options, help *bool) *pflag.FlagSet {
 }
 
 func kernelFetch(args []string, s streams) error {
-	var o kernels.Options
+	var o mirror.Options
 	var help bool
 	f := kernelFlags(&o, &help)
 	flags, releases, err := splitWords(f, args)
@@ -71,7 +72,7 @@ func kernelFetch(args []string, s streams) error {
 		return usagef("kernel fetch: one release at a time")
 	}
 	if o.Mirror == "" {
-		o.Mirror, _ = s.env(kernels.MirrorVariable)
+		o.Mirror, _ = s.env(mirror.MirrorVariable)
 	}
 	rel := ""
 	if len(releases) == 1 {
@@ -83,7 +84,7 @@ func kernelFetch(args []string, s streams) error {
 	defer stop()
 	bar := newBar(s.err)
 	o.Progress = bar.update
-	k, err := kernels.Fetch(ctx, rel, o)
+	k, err := mirror.Fetch(ctx, rel, o)
 	bar.end()
 	if err != nil {
 		return kernelError(ctx, err)

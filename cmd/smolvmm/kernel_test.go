@@ -13,11 +13,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/kernels"
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/kernels/mirror"
 )
 
-// mirror serves a release whose kernel is the demo guest, as NetBSD's does.
-func mirror(t *testing.T, release string) *httptest.Server {
+// fakeMirror serves a release whose kernel is the demo guest, as NetBSD's does.
+func fakeMirror(t *testing.T, release string) *httptest.Server {
 	t.Helper()
 	k, err := os.ReadFile(demoKernel(t, t.TempDir()))
 	if err != nil {
@@ -50,12 +50,12 @@ func TestKernelFetch(t *testing.T) {
 		t.Errorf("an empty cache: %+v", r)
 	}
 	want := filepath.Join(cache, "smolvmm", "kernels", "11.0", "netbsd-MICROVM")
-	env := map[string]string{kernels.MirrorVariable: mirror(t, "11.0").URL}
+	env := map[string]string{mirror.MirrorVariable: fakeMirror(t, "11.0").URL}
 	// Nothing is drawn where standard error is no terminal.
 	if r := invoke(t, env, "kernel", "fetch"); r.status != 0 || r.out != want+"\n" || r.err != "" {
 		t.Fatalf("%+v, want %s", r, want)
 	}
-	if r := invoke(t, nil, "kernel", "fetch", "--mirror", mirror(t, "11.1_RC1").URL, "11.1_RC1"); r.status != 0 {
+	if r := invoke(t, nil, "kernel", "fetch", "--mirror", fakeMirror(t, "11.1_RC1").URL, "11.1_RC1"); r.status != 0 {
 		t.Fatalf("%+v", r)
 	}
 	r := invoke(t, nil, "kernel", "list")
@@ -81,10 +81,10 @@ func TestKernelFetchFails(t *testing.T) {
 		want   []string
 	}{
 		{dead.URL, []string{"connection refused", dead.URL + "/pub/NetBSD/NetBSD-11.0/amd64/binary/kernel/", "put it at "}},
-		{mirror(t, "11.9").URL, []string{"NetBSD 11.0 has no netbsd-MICROVM on this mirror"}},
+		{fakeMirror(t, "11.9").URL, []string{"NetBSD 11.0 has no netbsd-MICROVM on this mirror"}},
 		{"ftp://x", []string{"the mirror must be a plain http or https URL"}},
 	} {
-		r := invoke(t, map[string]string{kernels.MirrorVariable: c.mirror}, "kernel", "fetch")
+		r := invoke(t, map[string]string{mirror.MirrorVariable: c.mirror}, "kernel", "fetch")
 		if r.status != statusFailed || r.out != "" || strings.Count(r.err, "\n") != 1 {
 			t.Errorf("%s: %+v", c.mirror, r)
 		}

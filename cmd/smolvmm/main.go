@@ -16,7 +16,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/kernels"
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/kernels/mirror"
 	"github.com/smolvmm/smolvmm/vmm"
 )
 
@@ -138,7 +138,7 @@ func commands() []command {
 		{name: "cleanup", group: groupMachines, summary: "remove what dead machines left behind", help: cleanupHelp, run: cleanupCommand, flags: func() *pflag.FlagSet { return new(cleanupFlags).set() }},
 		{name: "demo", group: groupOther, summary: "boot the built-in test guest", help: demoHelp, run: demoRun, flags: func() *pflag.FlagSet { return demoFlags(new(bootFlags), new(bool)) }},
 		{name: "build", group: groupImages, summary: "make a bootable image from a Dockerfile", help: buildHelp, run: buildCommand, flags: func() *pflag.FlagSet { return new(buildFlags).set() }, names: fileNames},
-		{name: "kernel", group: groupImages, summary: "fetch and list NetBSD's own kernels", help: kernelHelp, run: kernelCommand, flags: func() *pflag.FlagSet { return kernelFlags(new(kernels.Options), new(bool)) }},
+		{name: "kernel", group: groupImages, summary: "fetch and list NetBSD's own kernels", help: kernelHelp, run: kernelCommand, flags: func() *pflag.FlagSet { return kernelFlags(new(mirror.Options), new(bool)) }},
 		{name: "completion", group: groupOther, summary: "print a completion script: bash, zsh or fish", help: completionHelp, run: completion},
 		{name: "man", group: groupOther, summary: "print the manual page", help: manHelp, run: man},
 		{name: "doctor", group: groupOther, summary: "say whether machines can run here", help: doctorHelp, run: doctor},

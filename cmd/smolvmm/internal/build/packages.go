@@ -20,6 +20,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/smolvmm/smolvmm/builder/fetch/files"
+
 	"github.com/smolvmm/smolvmm/builder"
 	"github.com/smolvmm/smolvmm/builder/archive"
 	"github.com/smolvmm/smolvmm/builder/blob"
@@ -128,7 +130,7 @@ func (p *packages) keep(release, name string, c chosen) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	return fetch.WriteFile(dir, name+".json", func(w io.Writer) error { _, err := w.Write(b); return err })
+	return files.WriteFile(dir, name+".json", func(w io.Writer) error { _, err := w.Write(b); return err })
 }
 
 // open gives a package's files where they belong, without what describes it.

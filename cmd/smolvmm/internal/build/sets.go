@@ -14,7 +14,7 @@ import (
 	"github.com/smolvmm/smolvmm/builder/blob"
 	"github.com/smolvmm/smolvmm/builder/sets"
 	"github.com/smolvmm/smolvmm/builder/tree"
-	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/kernels"
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/kernels/mirror"
 )
 
 // newSets gives where FROM's sets come from.
@@ -23,7 +23,7 @@ func newSets(o Options, blobs *blob.Store, show *progress) builder.Sets {
 		return &folderSets{o.Sets, blobs}
 	}
 	if o.Mirror == "" {
-		o.Mirror, _ = o.Env(kernels.MirrorVariable)
+		o.Mirror, _ = o.Env(mirror.MirrorVariable)
 	}
 	return &mirrorSets{o: sets.Options{
 		Mirror: o.Mirror, Cache: filepath.Join(o.Cache, "sets"), Blobs: blobs, Proxy: http.ProxyFromEnvironment,

@@ -22,23 +22,23 @@ var releaseForm = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`^([0-9]{1,3})\.([0-9]{1,3})(?:\.([0-9]{1,4}))?(?:_([A-Z]{1,12})([0-9]{0,3}))?$`)
 })
 
-// release is a parsed release; its String is the name it was parsed from.
-type release struct {
+// Release is a parsed release; its String is the name it was parsed from.
+type Release struct {
 	name    string
 	numbers [3]int
 	stage   string // "" for a release proper, "BETA", "RC"
 	step    int    // of the stage
 }
 
-func (r release) String() string { return r.name }
+func (r Release) String() string { return r.name }
 
-// parseRelease takes nothing that could leave the cache folder or a URL path.
-func parseRelease(s string) (release, error) {
+// ParseRelease takes nothing that could leave the cache folder or a URL path.
+func ParseRelease(s string) (Release, error) {
 	m := releaseForm().FindStringSubmatch(s)
 	if m == nil {
-		return release{}, fail(ErrRelease, nil, "%.40q is not a NetBSD release: it looks like %s or %s_RC1", s, DefaultRelease, DefaultRelease)
+		return Release{}, Fail(ErrRelease, nil, "%.40q is not a NetBSD release: it looks like %s or %s_RC1", s, DefaultRelease, DefaultRelease)
 	}
-	r := release{name: s, stage: m[4]}
+	r := Release{name: s, stage: m[4]}
 	for i := range r.numbers {
 		r.numbers[i], _ = strconv.Atoi(m[1+i]) // digits only, or empty for 0
 	}
@@ -46,8 +46,8 @@ func parseRelease(s string) (release, error) {
 	return r, nil
 }
 
-// compare orders releases by age; a release proper follows its candidates.
-func (r release) compare(o release) int {
+// Compare orders releases by age; a release proper follows its candidates.
+func (r Release) Compare(o Release) int {
 	for i := range r.numbers {
 		if c := cmp.Compare(r.numbers[i], o.numbers[i]); c != 0 {
 			return c
@@ -62,15 +62,15 @@ func (r release) compare(o release) int {
 	return cmp.Or(strings.Compare(r.stage, o.stage), cmp.Compare(r.step, o.step), strings.Compare(r.name, o.name))
 }
 
-// published says whether NetBSD publishes a kernel for the release.
-func (r release) published() error {
+// Published says whether NetBSD publishes a kernel for the release.
+func (r Release) Published() error {
 	if r.numbers[0] < firstMajor {
-		return fail(ErrTooOld, nil, "NetBSD %s has no official %s kernel: they are published from %d.0 on", r, Name, firstMajor)
+		return Fail(ErrTooOld, nil, "NetBSD %s has no official %s kernel: they are published from %d.0 on", r, Name, firstMajor)
 	}
 	return nil
 }
 
-// folder is the path of the release's kernels below a mirror (release(7)).
-func (r release) folder() string {
+// Folder is the path of the release's kernels below a mirror (release(7)).
+func (r Release) Folder() string {
 	return fmt.Sprintf("/pub/NetBSD/NetBSD-%s/amd64/binary/kernel/", r)
 }

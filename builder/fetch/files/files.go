@@ -1,4 +1,8 @@
-package fetch
+// Package files is what fetched files are on the host: their digests, folders that
+// one process at a time fills, names that only whole files get, and the errors that
+// tell of them. It is apart from fetch for who looks at what was fetched without
+// taking in an HTTP client.
+package files
 
 import (
 	"bytes"

@@ -1,4 +1,4 @@
-package kernels
+package mirror
 
 import (
 	"bytes"
@@ -19,6 +19,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/smolvmm/smolvmm/builder/fetch/files"
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/kernels"
 
 	"github.com/smolvmm/smolvmm/builder/fetch"
 )
@@ -57,7 +60,7 @@ func gz(b []byte) []byte {
 
 func newMirror(t *testing.T) *mirror {
 	m := &mirror{packed: gz(kernelBytes()), etag: `"one"`}
-	m.sums = fmt.Sprintf("SHA512 (netbsd-GENERIC.gz) = %0128x\nSHA512 (%s) = %x\n", 1, packed, sha512.Sum512(m.packed))
+	m.sums = fmt.Sprintf("SHA512 (netbsd-GENERIC.gz) = %0128x\nSHA512 (%s) = %x\n", 1, kernels.Packed, sha512.Sum512(m.packed))
 	m.Server = httptest.NewServer(http.HandlerFunc(m.serve))
 	t.Cleanup(m.Close)
 	return m
@@ -102,7 +105,7 @@ func (c *cutter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-func (m *mirror) fetch(t *testing.T, cache string) (Kernel, error) {
+func (m *mirror) fetch(t *testing.T, cache string) (kernels.Kernel, error) {
 	return Fetch(t.Context(), "11.0", Options{Mirror: m.URL, Cache: cache, Idle: 10 * time.Second})
 }
 
@@ -124,7 +127,7 @@ func settled(t *testing.T, cache string, want ...string) {
 
 var whole = []string{"11.0/SHA512", "11.0/netbsd-MICROVM"}
 
-func checkKernel(t *testing.T, k Kernel, err error) {
+func checkKernel(t *testing.T, k kernels.Kernel, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -133,7 +136,7 @@ func checkKernel(t *testing.T, k Kernel, err error) {
 	if err != nil || !bytes.Equal(b, kernelBytes()) {
 		t.Fatalf("the kernel at %s is not the one served (%v)", k.Path, err)
 	}
-	if err := Verify(k); err != nil || k.Release != "11.0" || k.Size != int64(len(b)) {
+	if err := kernels.Verify(k); err != nil || k.Release != "11.0" || k.Size != int64(len(b)) {
 		t.Errorf("kernel %+v: %v", k, err)
 	}
 }
@@ -148,7 +151,7 @@ func TestFetch(t *testing.T) {
 	if len(seen) < 2 || seen[0] != [2]int64{0, n} || seen[len(seen)-1] != [2]int64{n, n} {
 		t.Errorf("progress %v of %d bytes", seen, n)
 	}
-	if found, err := Find(cache, ""); err != nil || found != k {
+	if found, err := kernels.Find(cache, ""); err != nil || found != k {
 		t.Errorf("Find: %v, %v", found, err)
 	}
 	// Once more: nothing is asked of the mirror.
@@ -215,10 +218,10 @@ func TestResumeLater(t *testing.T) {
 		}
 	}})
 	close(gate)
-	if !errors.Is(err, ErrNetwork) || !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "run it again") {
+	if !errors.Is(err, kernels.ErrNetwork) || !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "run it again") {
 		t.Fatalf("a cancelled fetch: %v", err)
 	}
-	if _, err := Find(cache, "11.0"); !errors.Is(err, ErrNotCached) {
+	if _, err := kernels.Find(cache, "11.0"); !errors.Is(err, kernels.ErrNotCached) {
 		t.Errorf("half a kernel is found: %v", err)
 	}
 	k, err := m.fetch(t, cache)
@@ -271,28 +274,28 @@ func TestRefusals(t *testing.T) {
 			return true
 		}
 	}
-	bomb := bytes.Repeat(gz(make([]byte, 1<<20)), maxKernel>>20+1) // members of one file (RFC 1952 §2.2)
+	bomb := bytes.Repeat(gz(make([]byte, 1<<20)), kernels.MaxKernel>>20+1) // members of one file (RFC 1952 §2.2)
 	for name, c := range map[string]struct {
 		prepare func(*mirror)
 		kind    error
 		says    string
 	}{
-		"wrong checksum": {func(m *mirror) { m.sums = fmt.Sprintf("SHA512 (%s) = %0128x\n", packed, 5) }, ErrChecksum, "nothing was kept"},
+		"wrong checksum": {func(m *mirror) { m.sums = fmt.Sprintf("SHA512 (%s) = %0128x\n", kernels.Packed, 5) }, kernels.ErrChecksum, "nothing was kept"},
 		"no such release": {func(m *mirror) {
 			m.override = func(w http.ResponseWriter, r *http.Request) bool { http.NotFound(w, r); return true }
-		}, ErrNotFound, "was not found"},
-		"no such kernel":  {func(m *mirror) { m.sums = fmt.Sprintf("SHA512 (netbsd-GENERIC.gz) = %0128x\n", 5) }, ErrNotFound, "has no such kernel"},
-		"kernel missing":  {func(m *mirror) { m.override = serve(404, "", "") }, ErrNotFound, "was not found"},
-		"busy":            {func(m *mirror) { m.override = serve(503, "", "") }, ErrMirror, "503 Service Unavailable"},
-		"part unasked":    {func(m *mirror) { m.override = serve(206, "Content-Range: bytes 5-9/10", "12345") }, ErrMirror, "another part"},
-		"redirect loop":   {func(m *mirror) { m.override = serve(302, "Location: netbsd-MICROVM.gz", "") }, ErrNetwork, "too many redirects"},
-		"endless digests": {func(m *mirror) { m.sums = strings.Repeat("x\n", fetch.MaxSums) }, ErrMirror, "not a file of digests"},
-		"declared huge":   {func(m *mirror) { m.override = serve(200, "Content-Length: 99999999999", "") }, ErrMirror, "longer than 64 MiB"},
-		"unpacks too far": {func(m *mirror) { m.replace(bomb) }, ErrMirror, "unpacks to more than 256 MiB"},
-		"not gzip":        {func(m *mirror) { m.replace([]byte("<html>hello</html>")) }, ErrMirror, "gzip"},
-		"gzip cut":        {func(m *mirror) { m.replace(m.packed[:1000]) }, ErrMirror, "unexpected EOF"},
-		"gzip broken":     {func(m *mirror) { b := bytes.Clone(m.packed); copy(b[500:], make([]byte, 200)); m.replace(b) }, ErrMirror, "netbsd-MICROVM.gz"},
-		"nothing arrives": {func(m *mirror) { m.cuts = []int{0, 0, 0, 0} }, ErrNetwork, "without a network, get http"},
+		}, kernels.ErrNotFound, "was not found"},
+		"no such kernel":  {func(m *mirror) { m.sums = fmt.Sprintf("SHA512 (netbsd-GENERIC.gz) = %0128x\n", 5) }, kernels.ErrNotFound, "has no such kernel"},
+		"kernel missing":  {func(m *mirror) { m.override = serve(404, "", "") }, kernels.ErrNotFound, "was not found"},
+		"busy":            {func(m *mirror) { m.override = serve(503, "", "") }, kernels.ErrMirror, "503 Service Unavailable"},
+		"part unasked":    {func(m *mirror) { m.override = serve(206, "Content-Range: bytes 5-9/10", "12345") }, kernels.ErrMirror, "another part"},
+		"redirect loop":   {func(m *mirror) { m.override = serve(302, "Location: netbsd-MICROVM.gz", "") }, kernels.ErrNetwork, "too many redirects"},
+		"endless digests": {func(m *mirror) { m.sums = strings.Repeat("x\n", files.MaxSums) }, kernels.ErrMirror, "not a file of digests"},
+		"declared huge":   {func(m *mirror) { m.override = serve(200, "Content-Length: 99999999999", "") }, kernels.ErrMirror, "longer than 64 MiB"},
+		"unpacks too far": {func(m *mirror) { m.replace(bomb) }, kernels.ErrMirror, "unpacks to more than 256 MiB"},
+		"not gzip":        {func(m *mirror) { m.replace([]byte("<html>hello</html>")) }, kernels.ErrMirror, "gzip"},
+		"gzip cut":        {func(m *mirror) { m.replace(m.packed[:1000]) }, kernels.ErrMirror, "unexpected EOF"},
+		"gzip broken":     {func(m *mirror) { b := bytes.Clone(m.packed); copy(b[500:], make([]byte, 200)); m.replace(b) }, kernels.ErrMirror, "netbsd-MICROVM.gz"},
+		"nothing arrives": {func(m *mirror) { m.cuts = []int{0, 0, 0, 0} }, kernels.ErrNetwork, "without a network, get http"},
 		"endless body": {func(m *mirror) {
 			m.override = func(w http.ResponseWriter, r *http.Request) bool {
 				if filepath.Base(r.URL.Path) == "SHA512" {
@@ -304,25 +307,25 @@ func TestRefusals(t *testing.T) {
 					}
 				}
 			}
-		}, ErrMirror, "longer than 64 MiB"},
+		}, kernels.ErrMirror, "longer than 64 MiB"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m, cache := newMirror(t), t.TempDir()
 			c.prepare(m)
 			_, err := m.fetch(t, cache)
-			var e *Error
+			var e *kernels.Error
 			if !errors.As(err, &e) || !errors.Is(err, c.kind) || !strings.Contains(err.Error(), c.says) || !strings.Contains(err.Error(), m.URL) {
 				t.Fatalf("error %v (kind %v), want %v saying %q", err, errors.Unwrap(err), c.kind, c.says)
 			}
 			if strings.Contains(err.Error(), "\n") {
 				t.Errorf("more than a line: %q", err)
 			}
-			if _, err := Find(cache, "11.0"); !errors.Is(err, ErrNotCached) {
+			if _, err := kernels.Find(cache, "11.0"); !errors.Is(err, kernels.ErrNotCached) {
 				t.Errorf("Find after it: %v", err)
 			}
 			left, _ := filepath.Glob(filepath.Join(cache, "11.0", "*"))
 			for _, p := range left {
-				if b := filepath.Base(p); b != packed+fetch.PartSuffix && b != packed+fetch.ValidatorSuffix {
+				if b := filepath.Base(p); b != kernels.Packed+fetch.PartSuffix && b != kernels.Packed+fetch.ValidatorSuffix {
 					t.Errorf("%s was left behind", p)
 				}
 			}
@@ -340,16 +343,16 @@ func TestRefusals(t *testing.T) {
 
 func (m *mirror) replace(b []byte) {
 	m.packed = b
-	m.sums = fmt.Sprintf("SHA512 (%s) = %x\n", packed, sha512.Sum512(b))
+	m.sums = fmt.Sprintf("SHA512 (%s) = %x\n", kernels.Packed, sha512.Sum512(b))
 }
 
 // TestWrongChecksumKeepsTheOld: a kernel that is there stays.
 func TestWrongChecksumKeepsTheOld(t *testing.T) {
 	m, cache := newMirror(t), t.TempDir()
-	old := filepath.Join(cache, "11.0", Name)
+	old := filepath.Join(cache, "11.0", kernels.Name)
 	put(t, old, "put there by hand")
-	m.sums = fmt.Sprintf("SHA512 (%s) = %0128x\n", packed, 5)
-	if _, err := m.fetch(t, cache); !errors.Is(err, ErrChecksum) {
+	m.sums = fmt.Sprintf("SHA512 (%s) = %0128x\n", kernels.Packed, 5)
+	if _, err := m.fetch(t, cache); !errors.Is(err, kernels.ErrChecksum) {
 		t.Fatal(err)
 	}
 	if b, err := os.ReadFile(old); err != nil || string(b) != "put there by hand" {
@@ -378,7 +381,7 @@ func TestSilentMirror(t *testing.T) {
 			}
 			_, err := Fetch(t.Context(), "11.0", Options{Mirror: m.URL, Cache: t.TempDir(), Idle: 50 * time.Millisecond})
 			close(gate)
-			if !errors.Is(err, ErrNetwork) {
+			if !errors.Is(err, kernels.ErrNetwork) {
 				t.Errorf("error %v", err)
 			}
 		})
@@ -389,13 +392,13 @@ func TestOffline(t *testing.T) {
 	m, cache := newMirror(t), t.TempDir()
 	m.Close()
 	_, err := m.fetch(t, cache)
-	where := filepath.Join(cache, "11.0", packed)
-	if !errors.Is(err, ErrNetwork) || !strings.Contains(err.Error(), m.URL+"/pub/NetBSD/NetBSD-11.0/amd64/binary/kernel/netbsd-MICROVM.gz") || !strings.Contains(err.Error(), where) {
+	where := filepath.Join(cache, "11.0", kernels.Packed)
+	if !errors.Is(err, kernels.ErrNetwork) || !strings.Contains(err.Error(), m.URL+"/pub/NetBSD/NetBSD-11.0/amd64/binary/kernel/netbsd-MICROVM.gz") || !strings.Contains(err.Error(), where) {
 		t.Fatalf("error %v", err)
 	}
 	// Doing what it says makes the kernel found.
 	put(t, where, "by hand")
-	if k, err := Find(cache, "11.0"); err != nil || k.Path != where {
+	if k, err := kernels.Find(cache, "11.0"); err != nil || k.Path != where {
 		t.Errorf("Find: %v, %v", k, err)
 	}
 }
@@ -406,14 +409,14 @@ func TestFetchRefusesBeforeTheNetwork(t *testing.T) {
 		kind        error
 		says        string
 	}{
-		{"10.1", "", ErrTooOld, "published from 11.0 on"},
-		{"10.99.12", "", ErrTooOld, "published from 11.0 on"},
-		{"../x", "", ErrRelease, "not a NetBSD release"},
-		{"11.0", "ftp://ftp.example.org", ErrMirror, "http or https"},
-		{"11.0", "cdn.example.org", ErrMirror, "http or https"},
-		{"11.0", "http://me:secret@example.org", ErrMirror, "http or https"},
-		{"11.0", "http://example.org/?x=y", ErrMirror, "http or https"},
-		{"11.0", "http://exa mple.org/", ErrMirror, "http or https"},
+		{"10.1", "", kernels.ErrTooOld, "published from 11.0 on"},
+		{"10.99.12", "", kernels.ErrTooOld, "published from 11.0 on"},
+		{"../x", "", kernels.ErrRelease, "not a NetBSD release"},
+		{"11.0", "ftp://ftp.example.org", kernels.ErrMirror, "http or https"},
+		{"11.0", "cdn.example.org", kernels.ErrMirror, "http or https"},
+		{"11.0", "http://me:secret@example.org", kernels.ErrMirror, "http or https"},
+		{"11.0", "http://example.org/?x=y", kernels.ErrMirror, "http or https"},
+		{"11.0", "http://exa mple.org/", kernels.ErrMirror, "http or https"},
 	} {
 		cache := t.TempDir()
 		_, err := Fetch(t.Context(), c.rel, Options{Mirror: c.mirror, Cache: cache})
@@ -431,7 +434,7 @@ func TestTwoFetches(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.fetch(t, cache); !errors.Is(err, ErrCache) || !strings.Contains(err.Error(), "another smolvmm") {
+	if _, err := m.fetch(t, cache); !errors.Is(err, kernels.ErrCache) || !strings.Contains(err.Error(), "another smolvmm") {
 		t.Errorf("a second fetch: %v", err)
 	}
 	unlock()
@@ -445,7 +448,7 @@ func TestCacheNotWritable(t *testing.T) {
 	m := newMirror(t)
 	check := func(t *testing.T, cache string) {
 		_, err := m.fetch(t, cache)
-		if !errors.Is(err, ErrCache) || !strings.Contains(err.Error(), cache) || !strings.Contains(err.Error(), "XDG_CACHE_HOME") || strings.Contains(err.Error(), "\n") {
+		if !errors.Is(err, kernels.ErrCache) || !strings.Contains(err.Error(), cache) || !strings.Contains(err.Error(), "XDG_CACHE_HOME") || strings.Contains(err.Error(), "\n") {
 			t.Errorf("error %v", err)
 		}
 		if len(m.requests) > 0 {
@@ -480,4 +483,14 @@ func TestCacheNotWritable(t *testing.T) {
 		}()
 		<-done
 	})
+}
+
+func put(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
 }
