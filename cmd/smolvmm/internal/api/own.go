@@ -219,17 +219,30 @@ func (s *Server) agent(c *call) (any, error) {
 	return answered, nil
 }
 
-// relay copies both ways until both have ended, or the server closes.
+// lookEvery is how often it is seen to that a relay still has its caller. A guest
+// that neither reads nor hangs up would keep it, and the caller's place, for ever.
+const lookEvery = time.Second
+
+// relay copies both ways until both have ended, the caller has gone or the server
+// closes.
 func (s *Server) relay(conn net.Conn, ahead io.Reader, guest net.Conn) {
 	over := make(chan struct{})
 	defer close(over)
 	s.tasks.Go(func() {
-		select {
-		case <-s.closing:
-			conn.Close()
-			guest.Close()
-		case <-over:
+		look := time.NewTicker(lookEvery)
+		defer look.Stop()
+		for gone := false; !gone; {
+			select {
+			case <-s.closing:
+				gone = true
+			case <-look.C:
+				gone = hasGone(conn)
+			case <-over:
+				return
+			}
 		}
+		conn.Close()
+		guest.Close()
 	})
 	var both sync.WaitGroup
 	both.Go(func() { half(guest, ahead, conn) })

@@ -34,6 +34,24 @@ func (c *peerConn) Close() error {
 // CloseWrite ends this side's half.
 func (c *peerConn) CloseWrite() error { return c.Conn.(*net.UnixConn).CloseWrite() }
 
+// hasGone says whether the other end of a connection has been closed, also while
+// others read and write: a write of nothing to a Unix socket fails then (EPIPE),
+// not where only the other's writing has ended.
+func hasGone(c net.Conn) bool {
+	p, ok := c.(*peerConn)
+	if !ok {
+		return false
+	}
+	raw, err := p.Conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return true
+	}
+	var sysErr error
+	// Control takes no turn among the writers, of whom one may be waiting.
+	err = raw.Control(func(fd uintptr) { _, sysErr = unix.Write(int(fd), nil) })
+	return err != nil || errors.Is(sysErr, unix.EPIPE) || errors.Is(sysErr, unix.ECONNRESET)
+}
+
 func ownUID() int { return os.Geteuid() }
 
 // guarded hands on connections of one user, and of root, and not too many: the

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -124,6 +125,64 @@ func TestAgent(t *testing.T) {
 	_ = s.Close() // ends streams
 	if _, err := io.Copy(io.Discard, conn); err != nil && !errors.Is(err, unix.ECONNRESET) {
 		t.Error(err)
+	}
+}
+
+// deaf is an Agent whose guest neither reads nor writes nor hangs up.
+type deaf struct{ hungUp chan struct{} }
+
+type deafConn struct {
+	net.Conn
+	once   sync.Once
+	hungUp chan<- struct{}
+}
+
+func (c *deafConn) Close() error {
+	c.once.Do(func() { c.hungUp <- struct{}{} })
+	return c.Conn.Close()
+}
+
+func (d deaf) Dial(context.Context) (net.Conn, error) {
+	near, _ := net.Pipe()
+	return &deafConn{Conn: near, hungUp: d.hungUp}, nil
+}
+func (deaf) Shutdown(context.Context) error { return errors.New("it hears nothing") }
+
+// TestAgentDeaf: a guest that neither reads nor hangs up keeps nobody's place when
+// its caller has gone, and a caller who only says no more keeps his.
+func TestAgentDeaf(t *testing.T) {
+	d := deaf{make(chan struct{}, 1)}
+	s, path := serve(t, Config{Agent: d})
+	s.Started()
+	call := func() net.Conn {
+		conn, err := client.New(path).Agent(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	for _, sends := range []int{0, 1 << 20} { // idle, and in the middle of a write
+		conn := call()
+		if sends > 0 {
+			_ = conn.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+			_, _ = conn.Write(make([]byte, sends))
+		}
+		conn.Close()
+		select {
+		case <-d.hungUp:
+		case <-time.After(10 * time.Second):
+			t.Fatalf("after %d bytes the guest is still held", sends)
+		}
+	}
+	conn := call()
+	defer conn.Close()
+	_, _ = conn.Write([]byte("held up"))
+	if err := conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(lookEvery * 3 / 2))
+	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("who only says no more is hung up on: %v", err)
 	}
 }
 
