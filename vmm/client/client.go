@@ -52,7 +52,9 @@ func New(socket string) *Client {
 	c.http.Transport = &http.Transport{
 		DisableKeepAlives:  true,
 		DisableCompression: true,
-		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
+
+		MaxResponseHeaderBytes: maxHead,
+		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
 	}
 	return c
 }
@@ -66,6 +68,7 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 const (
 	maxAnswer = 16 << 20 // bytes of a whole answer
 	maxLine   = 64 << 10 // bytes of an event
+	maxHead   = 64 << 10 // bytes before an answer's body
 	maxFault  = 4 << 10  // bytes of an error's text
 )
 
@@ -157,22 +160,26 @@ func gone(ctx context.Context, method, path string, err error) error {
 
 // Info tells what the machine is and does.
 func (c *Client) Info(ctx context.Context) (info Info, err error) {
-	return info, c.do(ctx, http.MethodGet, "/smolvmm/info", nil, &info)
+	err = c.do(ctx, http.MethodGet, "/smolvmm/info", nil, &info)
+	return info, err
 }
 
 // Ports gives the published ports.
 func (c *Client) Ports(ctx context.Context) (ports []Port, err error) {
-	return ports, c.do(ctx, http.MethodGet, "/smolvmm/ports", nil, &ports)
+	err = c.do(ctx, http.MethodGet, "/smolvmm/ports", nil, &ports)
+	return ports, err
 }
 
 // Egress gives the counters of the networks behind the interfaces.
 func (c *Client) Egress(ctx context.Context) (e Egress, err error) {
-	return e, c.do(ctx, http.MethodGet, "/smolvmm/egress", nil, &e)
+	err = c.do(ctx, http.MethodGet, "/smolvmm/egress", nil, &e)
+	return e, err
 }
 
 // Metrics gives the machine's counters in Prometheus's text format 0.0.4.
 func (c *Client) Metrics(ctx context.Context) (text []byte, err error) {
-	return text, c.do(ctx, http.MethodGet, "/metrics", nil, &text)
+	err = c.do(ctx, http.MethodGet, "/metrics", nil, &text)
+	return text, err
 }
 
 // Pause stops the guest between two instructions; Resume lets it go on. Both do
@@ -204,7 +211,8 @@ func (c *Client) Stop(ctx context.Context, grace time.Duration) (asked bool, err
 		Asked bool `json:"asked"`
 	}
 	in := map[string]int64{"grace_ms": grace.Milliseconds()}
-	return out.Asked, c.do(ctx, http.MethodPut, "/smolvmm/stop", in, &out)
+	err = c.do(ctx, http.MethodPut, "/smolvmm/stop", in, &out)
+	return out.Asked, err
 }
 
 // Kill ends the machine as if its power were cut.
@@ -215,7 +223,8 @@ func (c *Client) Kill(ctx context.Context) error {
 // Console gives the end of what the guest has printed, at most max bytes of it;
 // 0 is all that is kept.
 func (c *Client) Console(ctx context.Context, max int) (text []byte, err error) {
-	return text, c.do(ctx, http.MethodGet, "/smolvmm/console?tail="+strconv.Itoa(max), nil, &text)
+	err = c.do(ctx, http.MethodGet, "/smolvmm/console?tail="+strconv.Itoa(max), nil, &text)
+	return text, err
 }
 
 // SetMachineConfig sets processors and memory, before the start.
@@ -225,7 +234,8 @@ func (c *Client) SetMachineConfig(ctx context.Context, m MachineConfig) error {
 
 // MachineConfig gives them.
 func (c *Client) MachineConfig(ctx context.Context) (m MachineConfig, err error) {
-	return m, c.do(ctx, http.MethodGet, "/machine-config", nil, &m)
+	err = c.do(ctx, http.MethodGet, "/machine-config", nil, &m)
+	return m, err
 }
 
 // SetBootSource sets the kernel, before the start.

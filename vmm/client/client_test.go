@@ -224,3 +224,26 @@ func TestAgentStream(t *testing.T) {
 		t.Errorf("%q, %v", b, err)
 	}
 }
+
+// A process that is not what it seems gets no memory for its answer's head.
+func TestEndlessHead(t *testing.T) {
+	path := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		c, _, _ := w.(http.Hijacker).Hijack()
+		defer c.Close()
+		_, err := io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\n")
+		sent := 0
+		for line := "X-More: " + strings.Repeat("x", 1000) + "\r\n"; err == nil && sent < 64<<20; sent += len(line) {
+			_, err = io.WriteString(c, line)
+		}
+		if err == nil {
+			t.Errorf("%d bytes of a head were read", sent)
+		}
+	})
+	c := client.New(path)
+	if _, err := c.Agent(t.Context()); err == nil || !strings.Contains(err.Error(), "head") {
+		t.Errorf("a stream: %v", err)
+	}
+	if _, err := c.Info(t.Context()); err == nil {
+		t.Error("an answer was taken")
+	}
+}

@@ -101,9 +101,13 @@ func (c *Client) upgrade(conn net.Conn, path string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := bufio.NewReader(conn)
+	bound := &io.LimitedReader{R: conn, N: maxHead}
+	r := bufio.NewReader(bound)
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil {
+		if bound.N <= 0 {
+			err = fmt.Errorf("the answer's head has more than %d bytes", maxHead)
+		}
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusSwitchingProtocols {
