@@ -13,6 +13,7 @@
 //	0x9000         boot page: start_info, memory map, module list, command line
 //	0x9FC00        EBDA, 1 KiB: the MP floating pointer and configuration table
 //	0xA0000        hole up to 1 MiB: not RAM to the guest
+//	0xE0000        ACPI tables, if there are any
 //	p_paddr        the kernel's segments
 //	top of RAM     modules, page aligned, below 4 GiB
 //
@@ -44,6 +45,11 @@ const (
 	legacyHole    = 0xA_0000
 	legacyHoleEnd = 0x10_0000
 
+	// ACPIAddr is where Params.ACPI goes, if there is any: in a PC's BIOS, where a
+	// guest also looks for an RSDP that it is not led to (ACPI 6.5 §5.2.5.1).
+	ACPIAddr = 0xE_0000
+	ACPISize = legacyHoleEnd - ACPIAddr
+
 	// MaxModules bounds Params.Modules.
 	MaxModules = 16
 
@@ -71,6 +77,9 @@ type Params struct {
 	LevelPins uint32
 	// Modules are the initial RAM disks, in the order the guest sees.
 	Modules []File
+	// ACPI are tables made for ACPIAddr, the RSDP first, at most ACPISize bytes;
+	// none is usual. start_info leads to them, and the map reserves their place.
+	ACPI []byte
 	// FreshMemory says that all of mem still reads as zero, so that a BSS
 	// need not be cleared and stays without host memory until it is used.
 	FreshMemory bool
@@ -147,11 +156,15 @@ func Load(mem *guestmem.Memory, kernel File, p Params) (*Entry, error) {
 	if err := checkLimit(p.Cmdline, e.OS); err != nil {
 		return nil, err
 	}
-	e.Map = memoryMap(mem.Ranges())
+	e.Map = memoryMap(mem.Ranges(), uint64(len(p.ACPI)))
 	if e.Modules, err = loadModules(mem, p.Modules, img.lowEnd()); err != nil {
 		return nil, err
 	}
-	page, err := startInfo(p.Cmdline, e.Map, e.Modules)
+	rsdp := uint64(0)
+	if len(p.ACPI) > 0 {
+		rsdp = ACPIAddr
+	}
+	page, err := startInfo(p.Cmdline, rsdp, e.Map, e.Modules)
 	if err != nil {
 		return nil, err
 	}
@@ -165,6 +178,7 @@ func Load(mem *guestmem.Memory, kernel File, p Params) (*Entry, error) {
 	}{
 		{bootPage, page},
 		{ebdaAddr, ebda},
+		{ACPIAddr, p.ACPI},
 		{biosData + 0x0E, []byte{ebdaAddr >> 4 & 0xFF, ebdaAddr >> 12}},
 		{biosData + 0x13, []byte{ebdaAddr >> 10 & 0xFF, ebdaAddr >> 18}},
 	} {
@@ -181,6 +195,9 @@ func (p *Params) check() error {
 	}
 	if len(p.Modules) > MaxModules {
 		return fail("", ErrParams, "%d modules: at most %d are possible", len(p.Modules), MaxModules)
+	}
+	if len(p.ACPI) > ACPISize {
+		return fail("", ErrParams, "%d bytes of ACPI tables: at most %d", len(p.ACPI), ACPISize)
 	}
 	return checkText("kernel command line", p.Cmdline)
 }

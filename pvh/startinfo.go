@@ -29,11 +29,15 @@ type MapEntry struct {
 }
 
 // memoryMap tells the guest its RAM with a PC's holes: the EBDA is reserved,
-// 0xA0000-0xFFFFF and what lies below 4 GiB without RAM are not mentioned.
-func memoryMap(ranges []guestmem.Range) []MapEntry {
+// 0xA0000-0xFFFFF and what lies below 4 GiB without RAM are not mentioned, but for
+// the pages of that many bytes of ACPI tables.
+func memoryMap(ranges []guestmem.Range, acpi uint64) []MapEntry {
 	m := []MapEntry{
 		{Span{0, ebdaAddr}, TypeRAM},
 		{Span{ebdaAddr, ebdaSize}, TypeReserved},
+	}
+	if acpi > 0 {
+		m = append(m, MapEntry{Span{ACPIAddr, (acpi + guestmem.PageSize - 1) &^ (guestmem.PageSize - 1)}, TypeReserved})
 	}
 	for i, r := range ranges {
 		s := Span{r.GPA, r.Size}
@@ -49,8 +53,8 @@ func memoryMap(ranges []guestmem.Range) []MapEntry {
 
 // startInfo makes the boot page: start_info, then the memory map, the modules
 // and the command line with its NUL, which is there even when it is empty
-// (NetBSD copies it unconditionally).
-func startInfo(cmdline string, m []MapEntry, modules []Span) ([]byte, error) {
+// (NetBSD copies it unconditionally). rsdp is the RSDP's address, 0 without ACPI.
+func startInfo(cmdline string, rsdp uint64, m []MapEntry, modules []Span) ([]byte, error) {
 	mapAt := startInfoSize
 	modAt := mapAt + len(m)*mapEntrySize
 	cmdAt := modAt + len(modules)*modEntrySize
@@ -67,7 +71,7 @@ func startInfo(cmdline string, m []MapEntry, modules []Span) ([]byte, error) {
 		le.PutUint64(b[16:], uint64(bootPage+modAt))
 	}
 	le.PutUint64(b[24:], uint64(bootPage+cmdAt))
-	// b[32:40] is rsdp_paddr: 0, there is no ACPI.
+	le.PutUint64(b[32:], rsdp)
 	le.PutUint64(b[40:], uint64(bootPage+mapAt))
 	le.PutUint32(b[48:], uint32(len(m)))
 	for i, e := range m {

@@ -91,6 +91,10 @@ type Config struct {
 
 	// Memory is the guest's RAM in bytes, 1 MiB to 64 GiB; 0 is DefaultMemory.
 	Memory uint64
+	// ACPI makes tables that tell of processors, interrupts, virtio-mmio devices and
+	// COM1, for a kernel that knows devices from there, as distributions' Linux does;
+	// the command line then names no device. NetBSD's MICROVM kernel has no ACPI.
+	ACPI bool
 	// HugePages backs RAM with the host's reserved 2 MiB pages.
 	HugePages bool
 	// CPUs is the number of vCPUs, 1 to MaxCPUs; 0 is one.

@@ -6,7 +6,9 @@ import (
 	"time"
 
 	"github.com/smolvmm/smolvmm/devices/mmio"
+	"github.com/smolvmm/smolvmm/devices/ports"
 	"github.com/smolvmm/smolvmm/pvh"
+	"github.com/smolvmm/smolvmm/pvh/acpi"
 	"github.com/smolvmm/smolvmm/vmm/guestmem"
 )
 
@@ -32,7 +34,14 @@ func (m *Machine) makeRAM(from *State) (err error) {
 func (m *Machine) loadKernel() (regs pvh.Regs, err error) {
 	transports := m.cfg.transports()
 	p := pvh.Params{CPUs: m.cfg.CPUs, LevelPins: levelPins(transports), FreshMemory: true}
-	if p.Cmdline, err = pvh.Cmdline(m.cfg.Cmdline, virtioArgs(transports)); err != nil {
+	args := virtioArgs(transports)
+	if m.cfg.ACPI {
+		if p.ACPI, err = acpi.Tables(pvh.ACPIAddr, acpiMachine(m.cfg.CPUs, args)); err != nil {
+			return regs, err
+		}
+		args = nil // a kernel that reads both would find every device twice
+	}
+	if p.Cmdline, err = pvh.Cmdline(m.cfg.Cmdline, args); err != nil {
 		return regs, &ConfigError{err}
 	}
 	var closers []func() error
@@ -79,6 +88,19 @@ func virtioArgs(n int) []pvh.VirtioMMIO {
 		out = append(out, pvh.VirtioMMIO{Size: mmio.RegionSize, Base: mmioBase + uint64(i)*mmioStride, IRQ: virtioPins[i]})
 	}
 	return out
+}
+
+// acpiMachine is what ACPI's tables tell of the machine.
+func acpiMachine(cpus int, transports []pvh.VirtioMMIO) acpi.Machine {
+	a := acpi.Machine{
+		CPUs: cpus, COM1: portCOM1, COM1IRQ: irqCOM1,
+		// Bit 2 resets as it rises, with bit 1 for a hard reset (ICH9 §13.7.5).
+		ResetPort: ports.ResetControl, ResetValue: 0x06,
+	}
+	for _, t := range transports {
+		a.Virtio = append(a.Virtio, acpi.Virtio{Base: uint32(t.Base), Size: uint32(t.Size), Pin: t.IRQ})
+	}
+	return a
 }
 
 // levelPins has the bits of the first n transports' pins.
