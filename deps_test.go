@@ -104,6 +104,7 @@ var rules = []rule{
 	{"cmd/smolvmm/internal/run", []string{"builder/spec", "builder/store", "builder/sign"}, nil, "what an image says of its machine is read from the store, and no machine is made here"},
 	{"cmd/smolvmm/internal/api", []string{"vmm", "vmm/client", sys}, nil, "the server knows a machine by an interface; its words are the client's"},
 	{"cmd/smolvmm/internal/images", []string{"builder", "builder/sets", "builder/spec", "builder/sign", "builder/store", "builder/oci", "builder/blob", "builder/tree", "github.com/spf13/pflag", sys}, []string{"github.com/google/go-containerregistry/pkg/registry"}, "the verbs of images know stores and registries, and no machine"},
+	{"cmd/smolvmm/internal/bench", []string{"bench/suite", "github.com/spf13/pflag"}, nil, "the verb is flags; what is measured, and how, is the suite's"},
 	{"cmd/smolvmm/internal/...", []string{"vmm", "vmm/client", sys}, nil, "what a verb does knows the machine by vmm's public API"},
 	{"cmd/...", []string{"vmm", "vmm/agent", "vmm/client", "vmm/demo", "cmd/smolvmm/internal/...", "github.com/spf13/pflag", "golang.org/x/term", sys}, []string{"bench/testimg", "bench/lab/...", "builder/spec", "builder/store"}, "a command drives machines by vmm's public API only"},
 

@@ -13,15 +13,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/smolvmm/smolvmm/bench/internal/machine"
 	"github.com/smolvmm/smolvmm/bench/internal/stats"
 	"github.com/smolvmm/smolvmm/bench/suite/boot"
-	"github.com/smolvmm/smolvmm/bench/testimg"
 )
 
 // list is a flag that may be given several times.
@@ -137,7 +134,7 @@ func measureOrLab(o *options, stdout, stderr *os.File) (int, error) {
 			return 0, err
 		}
 	}
-	if err := o.findKernel(dir, stderr); err != nil {
+	if err := o.FindKernel(context.Background(), dir, o.lab, stderr); err != nil {
 		return 0, err
 	}
 	if o.lab {
@@ -165,50 +162,4 @@ func measureOrLab(o *options, stdout, stderr *os.File) (int, error) {
 		return exitMissed, nil
 	}
 	return 0, nil
-}
-
-// findKernel settles which full kernel is booted, and says so where none is. A root image that is not given is made in dir.
-func (o *options) findKernel(dir string, notes io.Writer) error {
-	soft := !o.lab && machine.KVMKind() == machine.SoftKVM
-	switch {
-	case o.Kernel == "none":
-		o.Kernel = ""
-		return nil
-	case o.Kernel != "auto":
-	case soft:
-		o.Kernel = ""
-		fmt.Fprintf(notes, "boot: no full kernel is booted: %s cannot run one; -lab can\n", machine.SoftKVM)
-		return nil
-	default:
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			return err
-		}
-		found, err := filepath.Glob(filepath.Join(cache, "smolvmm", "kernels", "*", "netbsd-MICROVM"))
-		if err != nil {
-			return err
-		}
-		o.Kernel = ""
-		if len(found) == 0 {
-			fmt.Fprintln(notes, "boot: no full kernel is booted: none is in the cache (smolvmm kernel fetch)")
-			return nil
-		}
-		o.Kernel = slices.Max(found)
-	}
-	if o.Disk == "" {
-		spec, err := testimg.Default(context.Background())
-		if err != nil {
-			return err
-		}
-		o.Disk = filepath.Join(dir, "root.img")
-		if err := testimg.Build(context.Background(), o.Disk, spec); err != nil {
-			return fmt.Errorf("root image: %w", err)
-		}
-	}
-	for _, f := range []string{o.Kernel, o.Disk} {
-		if _, err := os.Stat(f); err != nil {
-			return err
-		}
-	}
-	return nil
 }

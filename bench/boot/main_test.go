@@ -21,11 +21,11 @@ func TestOptions(t *testing.T) {
 		}
 	}
 	o := options{Options: boot.Options{Kernel: "/nonexistent", Disk: os.DevNull}}
-	if err := o.findKernel(t.TempDir(), io.Discard); err == nil {
+	if err := o.FindKernel(t.Context(), t.TempDir(), false, io.Discard); err == nil {
 		t.Error("a kernel that is not there was taken")
 	}
 	o = options{Options: boot.Options{Kernel: "none"}}
-	if err := o.findKernel(t.TempDir(), io.Discard); err != nil || o.Kernel != "" {
+	if err := o.FindKernel(t.Context(), t.TempDir(), false, io.Discard); err != nil || o.Kernel != "" {
 		t.Errorf("no kernel wanted: %q, %v", o.Kernel, err)
 	}
 }

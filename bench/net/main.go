@@ -66,26 +66,11 @@ func (o *options) parse(args []string, w io.Writer) error {
 		return fmt.Errorf("-count %d: must be between 10 and 1000000", o.count)
 	}
 	for _, k := range strings.Split(o.loads, ",") {
-		if !slices.Contains([]network.Kind{network.Up, network.Down, network.RoundTrips, network.Connections}, network.Kind(k)) {
+		if !slices.Contains(network.Kinds(), network.Kind(k)) {
 			return fmt.Errorf("-loads: %q is none of up, down, rr, conn", k)
 		}
 	}
 	return nil
-}
-
-// list are the experiments asked for. Streams run at both MTUs.
-func (o *options) list() (out []network.Load) {
-	for _, k := range strings.Split(o.loads, ",") {
-		switch k := network.Kind(k); k {
-		case network.Up, network.Down:
-			out = append(out, network.Load{Kind: k, MTU: 1500, N: int64(o.megabytes) * 1e6}, network.Load{Kind: k, MTU: network.Jumbo, N: int64(o.megabytes) * 1e6})
-		case network.RoundTrips:
-			out = append(out, network.Load{Kind: k, MTU: 1500, N: int64(o.count)})
-		case network.Connections:
-			out = append(out, network.Load{Kind: k, MTU: 1500, N: int64(o.count / 10)})
-		}
-	}
-	return out
 }
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -138,8 +123,8 @@ func measure(o *options, stdout, stderr io.Writer) error {
 		return errors.New("nothing to measure")
 	}
 	var done []network.Series
-	for _, l := range o.list() {
-		done = append(done, network.InTurn(context.Background(), l, all, o.rounds, kernel, stderr)...)
+	for _, l := range network.List(strings.Split(o.loads, ","), o.megabytes, o.count) {
+		done = append(done, network.InTurn(context.Background(), l, all, o.rounds, kernel, stderr, nil)...)
 	}
 	network.Markdown(stdout, done)
 	if o.jsonFile != "" {

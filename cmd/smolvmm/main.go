@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/bench"
 	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/kernels/mirror"
 	"github.com/smolvmm/smolvmm/vmm"
 )
@@ -139,6 +140,7 @@ func commands() []command {
 		{name: "demo", group: groupOther, summary: "boot the built-in test guest", help: demoHelp, run: demoRun, flags: func() *pflag.FlagSet { return demoFlags(new(bootFlags), new(bool)) }},
 		{name: "build", group: groupImages, summary: "make a bootable image from a Dockerfile", help: buildHelp, run: buildCommand, flags: func() *pflag.FlagSet { return new(buildFlags).set() }, names: fileNames},
 		{name: "kernel", group: groupImages, summary: "fetch and list NetBSD's own kernels", help: kernelHelp, run: kernelCommand, flags: func() *pflag.FlagSet { return kernelFlags(new(mirror.Options), new(bool)) }},
+		{name: bench.Name, group: groupOther, summary: bench.Summary, help: bench.Help, run: benchCommand, flags: benchFlags},
 		{name: "completion", group: groupOther, summary: "print a completion script: bash, zsh or fish", help: completionHelp, run: completion},
 		{name: "man", group: groupOther, summary: "print the manual page", help: manHelp, run: man},
 		{name: "doctor", group: groupOther, summary: "say whether machines can run here", help: doctorHelp, run: doctor},

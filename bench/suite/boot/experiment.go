@@ -33,6 +33,8 @@ type Experiment struct {
 	// than machine.NoisyOthers: that depends on the machine alone, never on a figure, and strikes all subjects of the round
 	// alike. Nil: every round counts.
 	busy func() float64
+	// progress is told of every round; nil: nobody is.
+	progress func(what string, done, total int)
 }
 
 // maxRepeats is how many rounds may be done again for each that counts, when the machine is not quiet.
@@ -78,6 +80,9 @@ func (e Experiment) run(ctx context.Context, subjects []Subject, notes io.Writer
 			}
 		}
 		round++
+		if e.progress != nil {
+			e.progress(e.what, round, e.warm+e.rounds)
+		}
 	}
 	fmt.Fprintf(notes, "boot: %s: %d rounds, %d programs in turn, %v; %d rounds done again because others were busy\n",
 		e.what, e.rounds, len(out), time.Since(began).Round(time.Second), repeats)

@@ -19,20 +19,23 @@ import (
 // The guests, as the tables name them.
 const (
 	whatTiny = "a PVH guest of a few bytes"
-	whatFull = "a NetBSD kernel with its root on virtio-blk"
+	// whatEnding is the same guest, ending its machine at once.
+	whatEnding = whatTiny + "; ending"
+	whatFull   = "a NetBSD kernel with its root on virtio-blk"
 )
 
 // Options say what Measure does.
 type Options struct {
-	Rounds, Warm int    // of the tiny guest; those before that do not count
-	BootRounds   int    // of the full kernel
-	MiB          int    // the guest's memory
-	Kernel, Disk string // a full kernel and its root image; none if empty
-	Cmdline      string // its arguments
-	Until        string // how the first line that init or its command prints begins
-	Only         string // names of subjects, comma-separated; all if empty
-	QEMU         string // the program, for its version
-	Quiet        bool   // do a round again when others used the processors meanwhile
+	Rounds, Warm int                                // of the tiny guest; those before that do not count
+	BootRounds   int                                // of the full kernel
+	MiB          int                                // the guest's memory
+	Kernel, Disk string                             // a full kernel and its root image; none if empty
+	Cmdline      string                             // its arguments
+	Until        string                             // how the first line that init or its command prints begins
+	Only         string                             // names of subjects, comma-separated; all if empty
+	QEMU         string                             // the program, for its version
+	Progress     func(what string, done, total int) // told of every round; nil: nobody is
+	Quiet        bool                               // do a round again when others used the processors meanwhile
 }
 
 // Report is all that a run found.
@@ -50,8 +53,10 @@ type Report struct {
 	Commands map[string][]string  `json:"commands"`
 	Samples  map[string][]*Sample `json:"samples"`
 
-	quiet  bool // do rounds again when others were busy
-	Broken bool // a start of ours failed, or of the floor
+	order    []string // of subjects
+	progress func(what string, done, total int)
+	quiet    bool // do rounds again when others were busy
+	Broken   bool // a start of ours failed, or of the floor
 }
 
 // Measure runs all experiments with the programs that are there.
@@ -66,8 +71,11 @@ func Measure(ctx context.Context, o *Options, subjects []Subject, absent []strin
 		return nil, fmt.Errorf("nothing to measure: -only %q names none of the programs", o.Only)
 	}
 	r := &Report{
-		quiet: o.Quiet, When: time.Now().UTC(), Host: machine.This(), MiB: o.MiB, Absent: absent,
+		quiet: o.Quiet, progress: o.Progress, When: time.Now().UTC(), Host: machine.This(), MiB: o.MiB, Absent: absent,
 		Commands: map[string][]string{}, Samples: map[string][]*Sample{},
+	}
+	for _, s := range subjects {
+		r.order = append(r.order, s.name)
 	}
 	r.Host.QEMU = version(o.QEMU)
 	dir, err := os.MkdirTemp("", "smolvmm-boot-guests-")
@@ -105,6 +113,7 @@ func (r *Report) run(ctx context.Context, e Experiment, subjects []Subject, note
 	if r.quiet {
 		e.busy = machine.BusyMeter()
 	}
+	e.progress = r.progress
 	xs := e.run(ctx, subjects, notes)
 	for _, x := range xs {
 		r.Samples[e.what+"/"+x.Subject.name] = x.samples
@@ -144,14 +153,14 @@ func (r *Report) tiny(ctx context.Context, o *Options, dir string, subjects []Su
 	r.run(ctx, Experiment{
 		what: whatTiny, rounds: o.Rounds, warm: o.Warm,
 		Launch: func(s Subject) Launch {
-			return Launch{argv: s.argv(Guest{kernel: files[true], mib: o.MiB, hold: true}), ram: s.ram(o.MiB), limit: tinyLimit}
+			return Launch{argv: s.command(Guest{kernel: files[true], mib: o.MiB, hold: true}), ram: s.ram(o.MiB), limit: tinyLimit}
 		},
 	}, subjects, notes, toMark, rss, dirty)
 	ends := slices.DeleteFunc(slices.Clone(subjects), func(s Subject) bool { return !s.ends })
 	r.run(ctx, Experiment{
-		what: whatTiny + "; ending", rounds: o.Rounds, warm: o.Warm,
+		what: whatEnding, rounds: o.Rounds, warm: o.Warm,
 		Launch: func(s Subject) Launch {
-			return Launch{argv: s.argv(Guest{kernel: files[false], mib: o.MiB}), exit: true, status: s.status, limit: tinyLimit}
+			return Launch{argv: s.command(Guest{kernel: files[false], mib: o.MiB}), exit: true, status: s.status, limit: tinyLimit}
 		},
 	}, ends, notes, toEnd)
 	return nil
@@ -176,7 +185,7 @@ func (r *Report) full(ctx context.Context, o *Options, dir string, subjects []Su
 		what: whatFull, rounds: o.BootRounds, warm: min(o.Warm, 1),
 		Launch: func(s Subject) Launch {
 			g := Guest{kernel: marked, mib: o.MiB, cmdline: o.Cmdline, disk: o.Disk}
-			return Launch{argv: s.argv(g), until: o.Until, ram: s.ram(o.MiB), limit: fullLimit}
+			return Launch{argv: s.command(g), until: o.Until, ram: s.ram(o.MiB), limit: fullLimit}
 		},
 	}, boots, notes, toMark, toConsole, ofKernel, toInit, rss, dirty)
 	return nil

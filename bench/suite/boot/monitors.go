@@ -1,9 +1,12 @@
 package boot
 
 import (
+	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,10 +23,27 @@ type Guest struct {
 	disk    string
 }
 
+// Name is the subject's, as the tables have it.
+func (s Subject) Name() string { return s.name }
+
+// configFile is where a monitor's configuration is, beside the kernel.
+func (g Guest) configFile() string { return g.kernel + ".json" }
+
+// command writes the configuration, where there is one, and gives the command line. A configuration that could not be
+// written shows as the monitor's own error.
+func (s Subject) command(g Guest) []string {
+	if s.config != nil {
+		_ = os.WriteFile(g.configFile(), s.config(g), 0o644)
+	}
+	return s.argv(g)
+}
+
 // Subject is something to measure: a monitor, or the floor.
 type Subject struct {
 	name string
 	argv func(Guest) []string
+	// config gives the content of the file that argv names as g.configFile(), for a monitor that reads one.
+	config func(Guest) []byte
 	// ends says that the tiny guest's write to the exit port ends the process.
 	ends bool
 	// status is the process's exit status then.
@@ -47,6 +67,9 @@ const (
 	nameOpen       = "smolvmm -confine off"
 	nameQEMU       = "QEMU microvm"
 	nameGokvm      = "gokvm"
+	nameFC         = "Firecracker"
+	nameCH         = "Cloud Hypervisor"
+	nameNet        = "smolvmm -net user"
 )
 
 // bySize finds guest memory by its size: shared anonymous memory and QEMU's have no name of their own.
@@ -71,7 +94,10 @@ func smolvmmSubject(name, program string, flags ...string) Subject {
 		name: name, ends: true, full: true, must: true,
 		ram: func(int) func(smaps.Mapping) bool { return smaps.Named("memfd:smolvmm-ram") },
 		argv: func(g Guest) []string {
-			a := append([]string{program, "-kernel", g.kernel, "-m", fmt.Sprint(g.mib), "-net", "none"}, flags...)
+			a := append([]string{program, "-kernel", g.kernel, "-m", fmt.Sprint(g.mib)}, flags...)
+			if !slices.Contains(flags, "-net") {
+				a = append(a, "-net", "none")
+			}
 			if g.cmdline != "" {
 				a = append(a, "-append", g.cmdline)
 			}
@@ -116,6 +142,81 @@ func gokvmSubject(program string) Subject {
 			return []string{program, "boot", "-k", g.kernel, "-m", fmt.Sprintf("%dM", g.mib), "-p", "x"}
 		},
 	}
+}
+
+// firecrackerSubject is Firecracker without its API's socket. It has no port by which a guest ends it, and no disk that
+// forgets what a guest writes, so it takes no part where a kernel needs its root disk.
+func firecrackerSubject(program string) Subject {
+	type m = map[string]any
+	return Subject{
+		name: nameFC, ram: bySize,
+		argv: func(g Guest) []string {
+			return []string{program, "--no-api", "--level", "Error", "--config-file", g.configFile()}
+		},
+		config: func(g Guest) []byte {
+			c := m{
+				"boot-source":    m{"kernel_image_path": g.kernel, "boot_args": g.cmdline},
+				"machine-config": m{"vcpu_count": 1, "mem_size_mib": g.mib}, "drives": []m{},
+			}
+			b, _ := json.Marshal(c) // maps of strings and numbers have no way to fail
+			return b
+		},
+	}
+}
+
+// cloudSubject is Cloud Hypervisor, with a serial port and no virtio console. Its disks are behind PCI, so it takes no
+// part where a kernel needs a disk behind virtio-mmio.
+func cloudSubject(program string) Subject {
+	return Subject{
+		name: nameCH, ram: bySize,
+		argv: func(g Guest) []string {
+			return []string{program, "--kernel", g.kernel, "--memory", fmt.Sprintf("size=%dM", g.mib), "--cpus", "boot=1", "--serial", "tty", "--console", "off"}
+		},
+	}
+}
+
+// peers are the monitors that -against may name, with their programs.
+func peers() []peer {
+	return []peer{
+		{"qemu", "qemu-system-x86_64", nameQEMU, qemuSubject}, {"gokvm", "gokvm", nameGokvm, gokvmSubject},
+		{"firecracker", "firecracker", nameFC, firecrackerSubject}, {"cloud-hypervisor", "cloud-hypervisor", nameCH, cloudSubject},
+	}
+}
+
+type peer struct {
+	word, program, name string
+	subject             func(program string) Subject
+}
+
+// Peers are the words that may be asked for.
+func Peers() (out []string) {
+	for _, p := range peers() {
+		out = append(out, p.word)
+	}
+	return out
+}
+
+// Find are the subjects for a smolvmm that is there already: it, the floor in C, built into dir, and those of the peers
+// named whose programs are on PATH.
+func Find(dir, smolvmm string, against []string) (out []Subject, absent []string) {
+	floor := filepath.Join(dir, "floor-c")
+	if err := buildFloorC(floor); err == nil {
+		out = append(out, floorSubject(nameFloorC, floor), floorSubject(nameFloorChips, floor, "irqchip"))
+	} else {
+		absent = append(absent, fmt.Sprintf("%s: needs gcc and a static C library: %s", nameFloorC, strings.Join(strings.Fields(err.Error()), " ")))
+	}
+	out = append(out, smolvmmSubject(nameOurs, smolvmm), smolvmmSubject(nameOpen, smolvmm, "-confine", "off"))
+	for _, p := range peers() {
+		if !slices.Contains(against, p.word) {
+			continue
+		}
+		if program, err := exec.LookPath(p.program); err == nil {
+			out = append(out, p.subject(program))
+		} else {
+			absent = append(absent, fmt.Sprintf("%s: no %s on PATH", p.name, p.program))
+		}
+	}
+	return out, absent
 }
 
 // Programs are the files in the folder that build fills.

@@ -38,6 +38,8 @@ type Sample struct {
 	Until   time.Duration `json:"until_ns,omitempty"`   // the line waited for
 	End     time.Duration `json:"end_ns,omitempty"`     // the program's end, where it was waited for
 	Memory  *smaps.Memory `json:"memory,omitempty"`     // at the mark, or at the line waited for
+	Faults  int64         `json:"page_faults"`          // of the process, without reading from a disk
+	CPU     time.Duration `json:"cpu_ns"`               // processor time of the process and its guest
 }
 
 // errLimit is a start that took too long.
@@ -98,6 +100,12 @@ func Start(ctx context.Context, l Launch) (s Sample, err error) {
 	}
 	state, werr := proc.Wait()
 	s.End = time.Since(t0)
+	if state != nil {
+		s.CPU = state.UserTime() + state.SystemTime()
+		if u, ok := state.SysUsage().(*syscall.Rusage); ok {
+			s.Faults = u.Minflt
+		}
+	}
 	if !l.exit {
 		s.End = 0
 	} else if err == nil && werr == nil && state.ExitCode() != l.status {

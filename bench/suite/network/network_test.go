@@ -94,23 +94,23 @@ func TestFigures(t *testing.T) {
 			t.Errorf("%s: %v, want %v", what, got, want)
 		}
 	}
-	s, err := figures(Up, result{took: 2 * time.Second, bytes: 1e9}, 3*time.Second, "x")
+	s, err := sampleOf(Up, result{took: 2 * time.Second, bytes: 1e9}, 3*time.Second, "x")
 	if err != nil {
 		t.Fatal(err)
 	}
 	near("Mbit/s", s.MBits, 4000)
 	near("CPU s per GB", s.CPU, 3)
-	s, err = figures(RoundTrips, result{took: time.Second, times: 1000}, 0, "demo: ok nettcp dir=rr p50_us=1.5 p99_us=20.0 irqs=1")
+	s, err = sampleOf(RoundTrips, result{took: time.Second, times: 1000}, 0, "demo: ok nettcp dir=rr p50_us=1.5 p99_us=20.0 irqs=1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	near("round trip", s.Trip, 1000)
 	near("p50", s.P50, 1.5)
 	near("p99", s.P99, 20)
-	if _, err := figures(RoundTrips, result{took: 1, times: 1}, 0, "demo: ok nettcp dir=rr"); err == nil {
+	if _, err := sampleOf(RoundTrips, result{took: 1, times: 1}, 0, "demo: ok nettcp dir=rr"); err == nil {
 		t.Error("a report without quantiles was taken")
 	}
-	s, err = figures(Connections, result{took: time.Second, times: 200}, 0, "")
+	s, err = sampleOf(Connections, result{took: time.Second, times: 200}, 0, "")
 	near("connections", s.Conns, 200)
 	if err != nil {
 		t.Error(err)
@@ -132,5 +132,11 @@ func TestTable(t *testing.T) {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())
 		}
+	}
+}
+
+func TestList(t *testing.T) {
+	if got := List([]string{"up", "rr", "conn"}, 2, 100); len(got) != 4 || got[0].N != 2e6 || got[1].MTU != Jumbo || got[2].N != 100 || got[3].N != 10 {
+		t.Errorf("%+v", got)
 	}
 }

@@ -77,11 +77,11 @@ func start(ctx context.Context, s Subject, l Load, kernel string) (out Sample, e
 		_ = helper.Wait()
 		used += helper.ProcessState.UserTime() + helper.ProcessState.SystemTime()
 	}
-	return figures(l.Kind, r, used, report)
+	return sampleOf(l.Kind, r, used, report)
 }
 
-// figures turns what was seen into numbers.
-func figures(k Kind, r result, used time.Duration, report string) (out Sample, err error) {
+// sampleOf turns what was seen into numbers.
+func sampleOf(k Kind, r result, used time.Duration, report string) (out Sample, err error) {
 	out.Report = report
 	switch k {
 	case Up, Down:

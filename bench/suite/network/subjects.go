@@ -25,6 +25,25 @@ type Load struct {
 	N    int64 // bytes, round trips or connections
 }
 
+// Kinds are all of them.
+func Kinds() []Kind { return []Kind{Up, Down, RoundTrips, Connections} }
+
+// List are the loads of some kinds: streams of so many MB (10^6 bytes) at both MTUs, so many round trips, a tenth as
+// many connections.
+func List(kinds []string, megabytes, count int) (out []Load) {
+	for _, k := range kinds {
+		switch k := Kind(k); k {
+		case Up, Down:
+			out = append(out, Load{k, 1500, int64(megabytes) * 1e6}, Load{k, Jumbo, int64(megabytes) * 1e6})
+		case RoundTrips:
+			out = append(out, Load{k, 1500, int64(count)})
+		case Connections:
+			out = append(out, Load{k, 1500, int64(count / 10)})
+		}
+	}
+	return out
+}
+
 // netbsd are the features that NetBSD's vioif leaves alone: at an MTU of 1500 the
 // demo guest does as it does, at the larger one it takes all there is.
 const netbsd = ",csum=0,tso=0,mrg=0"

@@ -20,7 +20,7 @@ type Series struct {
 
 // InTurn runs every subject once a round, in an order that rotates, after a round
 // that does not count. A subject whose network cannot have the MTU sits out.
-func InTurn(ctx context.Context, l Load, all []Subject, rounds int, kernel string, notes io.Writer) []Series {
+func InTurn(ctx context.Context, l Load, all []Subject, rounds int, kernel string, notes io.Writer, progress func(what string, done, total int)) []Series {
 	var able []Subject
 	var out []Series
 	for _, s := range all {
@@ -50,6 +50,9 @@ func InTurn(ctx context.Context, l Load, all []Subject, rounds int, kernel strin
 				x.Samples = append(x.Samples, got)
 			}
 		}
+		if progress != nil {
+			progress(fmt.Sprintf("network, %s at MTU %d", l.Kind, l.MTU), round+1, rounds+1)
+		}
 	}
 	fmt.Fprintf(notes, "net: %s at MTU %d: %d rounds done\n", l.Kind, l.MTU, rounds)
 	return out
@@ -57,18 +60,19 @@ func InTurn(ctx context.Context, l Load, all []Subject, rounds int, kernel strin
 
 // metric is a figure of a sample; 0 says that the run has none.
 type metric struct {
-	kinds []Kind
-	name  string
-	of    func(*Sample) float64
+	kinds          []Kind
+	id, unit, name string
+	more           bool // is better
+	of             func(*Sample) float64
 }
 
 var metrics = []metric{
-	{[]Kind{Up, Down}, "Mbit/s", func(s *Sample) float64 { return s.MBits }},
-	{[]Kind{Up, Down}, "CPU s per GB", func(s *Sample) float64 { return s.CPU }},
-	{[]Kind{RoundTrips}, "µs a round trip, mean", func(s *Sample) float64 { return s.Trip }},
-	{[]Kind{RoundTrips}, "µs, median of a run", func(s *Sample) float64 { return s.P50 }},
-	{[]Kind{RoundTrips}, "µs, 99th percentile of a run", func(s *Sample) float64 { return s.P99 }},
-	{[]Kind{Connections}, "connections a second", func(s *Sample) float64 { return s.Conns }},
+	{[]Kind{Up, Down}, "throughput", "Mbit/s", "Mbit/s", true, func(s *Sample) float64 { return s.MBits }},
+	{[]Kind{Up, Down}, "cpu", "s/GB", "CPU s per GB", false, func(s *Sample) float64 { return s.CPU }},
+	{[]Kind{RoundTrips}, "mean", "µs", "µs a round trip, mean", false, func(s *Sample) float64 { return s.Trip }},
+	{[]Kind{RoundTrips}, "p50", "µs", "µs, median of a run", false, func(s *Sample) float64 { return s.P50 }},
+	{[]Kind{RoundTrips}, "p99", "µs", "µs, 99th percentile of a run", false, func(s *Sample) float64 { return s.P99 }},
+	{[]Kind{Connections}, "connections", "1/s", "connections a second", true, func(s *Sample) float64 { return s.Conns }},
 }
 
 func (x Series) values(m metric) (out []float64) {

@@ -1,0 +1,167 @@
+package boot
+
+import (
+	"math"
+	"strings"
+
+	"github.com/smolvmm/smolvmm/bench/internal/figures"
+	"github.com/smolvmm/smolvmm/bench/internal/smaps"
+	"github.com/smolvmm/smolvmm/bench/internal/stats"
+)
+
+// figureOf is a metric of an experiment, as a set has it.
+type figureOf struct {
+	id, what string // what: the experiment's
+	metric   metric
+}
+
+func memoryMetric(name string, of func(*smaps.Memory) uint64) metric {
+	return metric{name, "MiB", func(s *Sample) (float64, bool) { return memoryOf(s, of) }}
+}
+
+// bootFigures are those of the starts, those of memory apart.
+func bootFigures() []figureOf {
+	ofCPU := metric{"processor time of the monitor and its guest, to the first guest instruction", "ms", func(s *Sample) (float64, bool) { return ms(s.CPU), s.CPU > 0 }}
+	faults := metric{"page faults of the monitor, to the first guest instruction", "faults", func(s *Sample) (float64, bool) { return float64(s.Faults), s.Faults > 0 }}
+	return []figureOf{
+		{"boot/first-instruction", whatTiny, toMark}, {"boot/gone", whatEnding, toEnd}, {"boot/cpu", whatTiny, ofCPU}, {"boot/page-faults", whatTiny, faults},
+		{"boot/kernel-first-instruction", whatFull, toMark}, {"boot/kernel-first-console-byte", whatFull, toConsole},
+		{"boot/kernel-to-init", whatFull, ofKernel}, {"boot/init", whatFull, toInit},
+	}
+}
+
+func memoryFigures() []figureOf {
+	pss := memoryMetric("proportional memory of the monitor (PSS), guest pages left out", func(m *smaps.Memory) uint64 { return m.PSS })
+	guest := memoryMetric("guest pages touched", func(m *smaps.Memory) uint64 { return m.Guest })
+	return []figureOf{
+		{"memory/private-dirty", whatTiny, dirty}, {"memory/rss", whatTiny, rss}, {"memory/pss", whatTiny, pss}, {"memory/guest", whatTiny, guest},
+		{"memory/init-private-dirty", whatFull, dirty}, {"memory/init-rss", whatFull, rss}, {"memory/init-guest", whatFull, guest},
+	}
+}
+
+// Starts puts what was measured of starts into a set.
+func (r *Report) Starts(to *figures.Set) {
+	r.into(to, bootFigures())
+	for _, b := range []struct {
+		id       string
+		subjects []string
+		bound    float64
+		unit     string
+		what     string
+		f        func(a, b float64) float64
+	}{
+		{"boot/first-instruction", []string{nameFloorC}, goalOverFloor, "ms", "start → first guest instruction, over the floor in C", stats.Difference},
+		{"boot/first-instruction", []string{nameQEMU}, goalQEMU, "", "start → first guest instruction, of QEMU's", stats.Ratio},
+		{"boot/init", []string{nameQEMU}, goalInitQEMU, "", "start → NetBSD's init, of QEMU's", stats.Ratio},
+	} {
+		if r.Host.Lab && strings.HasSuffix(b.id, "instruction") {
+			continue // as goals
+		}
+		f := to.Figure(b.id)
+		if f == nil || f.Of(nameOurs) == nil {
+			continue
+		}
+		for _, name := range b.subjects {
+			if y := f.Of(name); y != nil {
+				v, w := figures.Both(f.Of(nameOurs).Values, y.Values)
+				if len(v) > 0 {
+					i := stats.Compare(v, w, b.f)
+					to.Goals = append(to.Goals, figures.Goal{What: b.what, Bound: b.bound, Unit: b.unit, Figure: i, Verdict: stats.Judge(i, b.bound)})
+				}
+			}
+		}
+	}
+}
+
+// The suite's goals.
+const (
+	goalOverFloor = 2.0  // ms, start → first guest instruction
+	goalQEMU      = 0.30 // of QEMU's, the same
+	goalInitQEMU  = 0.7  // of QEMU's, start → init
+	goalDirty     = 6.0  // MiB, without a network
+	goalDirtyNet  = 10.0 // MiB, with one
+)
+
+// Memory puts what was measured of memory into a set.
+func (r *Report) Memory(to *figures.Set) {
+	r.into(to, memoryFigures())
+	f := to.Figure("memory/private-dirty")
+	if f == nil {
+		return
+	}
+	for _, g := range []struct {
+		subject string
+		bound   float64
+	}{{nameOurs, goalDirty}, {nameNet, goalDirtyNet}} {
+		if x := f.Of(g.subject); x != nil && x.Summary.N > 0 {
+			i := stats.Interval{Value: x.Summary.Median, Low: x.Summary.P10, High: x.Summary.P90}
+			to.Goals = append(to.Goals, figures.Goal{What: "private dirty memory of " + g.subject + " (brackets: p10, p90)", Bound: g.bound, Unit: "MiB", Figure: i, Verdict: stats.Judge(i, g.bound)})
+		}
+	}
+}
+
+func (r *Report) into(to *figures.Set, list []figureOf) {
+	for _, f := range list {
+		fig := figures.Figure{ID: f.id, What: f.metric.name, Unit: f.metric.unit, Better: figures.Less}
+		for _, name := range r.order {
+			samples, ok := r.Samples[f.what+"/"+name]
+			if !ok {
+				continue
+			}
+			x := figures.Series{Subject: name}
+			for _, s := range samples {
+				v := math.NaN()
+				if s != nil {
+					if got, ok := f.metric.of(s); ok {
+						v = got
+					}
+				}
+				x.Values = append(x.Values, v)
+			}
+			for _, bad := range r.Failures {
+				if bad.What == f.what && bad.Subject == name {
+					x.Failed, x.Failure = bad.Times, bad.First
+				}
+			}
+			fig.Series = append(fig.Series, x)
+		}
+		to.Add(fig)
+	}
+}
+
+// Bars are the parts of a start that are seen from outside, of all programs alike.
+func (r *Report) Bars(to *figures.Set) {
+	for _, st := range []struct {
+		id, title, what string
+		parts           []figureOf
+	}{
+		{"boot/kernel", "Start of a NetBSD kernel, medians", whatFull, []figureOf{
+			{"process start → the kernel's first instruction", whatFull, toMark},
+			{"→ its first console byte", whatFull, metric{of: func(s *Sample) (float64, bool) { return ms(s.Console - s.Mark), s.Console > 0 }}},
+			{"→ init's command", whatFull, metric{of: func(s *Sample) (float64, bool) { return ms(s.Until - s.Console), s.Until > 0 }}},
+		}},
+		{"boot/tiny", "Start of a guest of a few bytes, medians", whatTiny, []figureOf{{"process start → first guest instruction", whatTiny, toMark}}},
+	} {
+		stack := figures.Stack{ID: st.id, Title: st.title, Unit: "ms"}
+		for _, name := range r.order {
+			x := Series{samples: r.Samples[st.what+"/"+name]}
+			bar := figures.Bar{Name: name}
+			for _, p := range st.parts {
+				if v := x.values(p.metric); len(v) > 0 {
+					bar.Parts = append(bar.Parts, figures.Part{Name: p.id, Value: stats.Summarise(v).Median})
+				}
+			}
+			if len(bar.Parts) > 0 {
+				stack.Bars = append(stack.Bars, bar)
+			}
+		}
+		if len(stack.Bars) > 0 {
+			to.Stacks = append(to.Stacks, stack)
+		}
+	}
+}
+
+// With adds what only the figures of memory look at: smolvmm with its network.
+func With(subjects []Subject, smolvmm string) []Subject {
+	return append(subjects, smolvmmSubject(nameNet, smolvmm, "-net", "user"))
+}
