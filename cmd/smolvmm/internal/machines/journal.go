@@ -26,7 +26,6 @@ const (
 type Record struct {
 	Time  time.Time `json:"time"`
 	State State     `json:"state"`
-	PID   int       `json:"pid,omitempty"` // with Starting
 	// Status is the process's exit status and Text how the guest ended, with Ended;
 	// with Ready Text is what told.
 	Status int      `json:"status"`
@@ -57,16 +56,27 @@ func (m *Machine) readJournal() {
 	}
 }
 
+// maxText is how much of a journal's words is shown, in characters, and maxAddrs
+// how many addresses.
+const (
+	maxText  = 512
+	maxAddrs = 4096
+)
+
 func (m *Machine) takeJournal(b []byte) {
 	for line := range bytes.Lines(b) {
 		var r Record
 		if line[len(line)-1] != '\n' || json.Unmarshal(line, &r) != nil {
 			continue
 		}
+		// A process that its guest has taken could steer the reader's terminal.
+		r.Text = Short(r.Text, maxText)
+		r.Addrs = r.Addrs[:min(len(r.Addrs), maxAddrs)]
+		for i, a := range r.Addrs {
+			r.Addrs[i] = Short(a, maxText)
+		}
 		m.Last = r
 		switch r.State {
-		case Starting:
-			m.PID = r.PID
 		case Running:
 			m.Started, m.Addrs = r.Time, r.Addrs
 		case Ready:

@@ -46,18 +46,14 @@ func control(f *os.File, cmd int, l *unix.Flock_t) error {
 	return unix.FcntlFlock(f.Fd(), cmd, l)
 }
 
-// openLock opens a machine's lock. write is for who wants to remove it.
-func (s *Store) openLock(name string, write bool) (*os.File, error) {
-	flags := os.O_RDONLY
-	if write {
-		flags = os.O_RDWR
-	}
-	return os.OpenFile(filepath.Join(s.data, name, lockName), flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+// openLock opens a machine's lock to look at it.
+func (s *Store) openLock(name string) (*os.File, error) {
+	return os.OpenFile(filepath.Join(s.data, name, lockName), unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 }
 
 // alive tells whether a machine's process lives.
 func (s *Store) alive(name string) bool {
-	f, err := s.openLock(name, false)
+	f, err := s.openLock(name)
 	if err != nil {
 		return false
 	}
@@ -68,7 +64,7 @@ func (s *Store) alive(name string) bool {
 
 // Wait waits until the machine's process has ended; it cannot be interrupted.
 func (s *Store) Wait(name string) error {
-	f, err := s.openLock(name, false)
+	f, err := s.openLock(name)
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) {
 			return nil // removed: it has

@@ -60,7 +60,7 @@ func (s *Store) Signal(m *Machine, sig unix.Signal) error {
 		return fmt.Errorf("machine %s: process %d: %w", m.Spec.Name, m.PID, err)
 	}
 	defer unix.Close(fd)
-	// The journal's process took the lock and nobody else does: while the lock is
+	// The spec's process took the lock and nobody else does: while the lock is
 	// held the number is that process's, and the descriptor was opened before.
 	if !s.alive(m.Spec.Name) {
 		return nil

@@ -50,17 +50,12 @@ func (s *Store) Remove(name string) error {
 // take calls do while the machine's lock is held by us and the folder is the
 // lock's: who removes and who creates meet nobody in between.
 func (s *Store) take(name string, do func() error) error {
-	f, err := s.openLock(name, true)
-	if errors.Is(err, fs.ErrNotExist) {
-		// A folder is never without its lock under its name, unless somebody has
-		// been at it by hand: what is left is nobody's.
-		if _, err := os.Lstat(filepath.Join(s.data, name)); err != nil {
-			return fmt.Errorf("%w: %s", ErrNone, name)
-		}
-		return do()
-	}
-	if err != nil {
+	f, err := s.lockOf(name)
+	switch {
+	case err != nil:
 		return err
+	case f == nil:
+		return do()
 	}
 	defer f.Close()
 	for {
@@ -87,6 +82,37 @@ func (s *Store) take(name string, do func() error) error {
 		return fmt.Errorf("%w: %s", ErrNone, name) // somebody was faster
 	}
 	return do()
+}
+
+// lockOf opens the lock of the folder that has the name; nil where that has none.
+// A folder is never without its lock under its name, unless somebody has been at
+// it by hand: what is left is nobody's. One that goes while we look may be
+// followed by another with a lock.
+func (s *Store) lockOf(name string) (*os.File, error) {
+	path := filepath.Join(s.data, name)
+	for {
+		dir, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w: %s", ErrNone, name)
+		} else if err != nil {
+			return nil, err
+		}
+		fd, err := unix.Openat(int(dir.Fd()), lockName, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		var ours, there unix.Stat_t
+		serr := unix.Fstat(int(dir.Fd()), &ours)
+		dir.Close()
+		switch {
+		case err == nil:
+			return os.NewFile(uintptr(fd), filepath.Join(path, lockName)), nil
+		case err != unix.ENOENT:
+			return nil, &os.PathError{Op: "open", Path: filepath.Join(path, lockName), Err: err}
+		case serr != nil:
+			return nil, serr
+		}
+		if unix.Lstat(path, &there) == nil && ours.Ino == there.Ino && ours.Dev == there.Dev {
+			return nil, nil
+		}
+	}
 }
 
 // removeDeadSocket removes a socket that nobody listens on.

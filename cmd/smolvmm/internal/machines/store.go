@@ -81,6 +81,10 @@ type Spec struct {
 	Remove  bool      `json:"remove,omitempty"` // --rm
 	Detach  bool      `json:"detached,omitempty"`
 	Created time.Time `json:"created"`
+	// PID is the machine's process. It is written here, which that process cannot
+	// reach once its guest runs, and is not taken from the journal, which it can: a
+	// guest that has it could have any other process of the user's killed for it.
+	PID int `json:"pid"`
 	// Socket is the API's, Sockets are those of published ports: what a killed
 	// process leaves behind.
 	Socket  string   `json:"socket"`
@@ -127,6 +131,7 @@ func (s *Store) Create(spec Spec) (_ *Claim, err error) {
 		return nil, err
 	}
 	spec.Socket = filepath.Join(s.run, spec.Name, socketName)
+	spec.PID = os.Getpid()
 	fresh := filepath.Join(s.data, newPrefix+random())
 	if err := os.Mkdir(fresh, 0o700); err != nil {
 		return nil, fmt.Errorf("a folder for the machine: %w", err)
@@ -156,7 +161,7 @@ func (s *Store) Create(spec Spec) (_ *Claim, err error) {
 	if err := c.writeSpec(fresh); err != nil {
 		return nil, err
 	}
-	if err := c.Note(Record{State: Starting, PID: os.Getpid()}); err != nil {
+	if err := c.Note(Record{State: Starting}); err != nil {
 		return nil, err
 	}
 	err = unix.Renameat2(unix.AT_FDCWD, fresh, unix.AT_FDCWD, c.dir, unix.RENAME_NOREPLACE)
@@ -299,7 +304,7 @@ func (s *Store) Get(name string) (*Machine, error) {
 		// that is not there: it can still be removed.
 		_ = json.Unmarshal(b, &m.Spec)
 	}
-	m.Spec.Name = name
+	m.Spec.Name, m.PID = name, m.Spec.PID
 	m.readJournal()
 	return m, nil
 }

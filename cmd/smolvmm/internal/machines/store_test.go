@@ -9,7 +9,9 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -316,6 +318,80 @@ func TestBroken(t *testing.T) {
 	}
 	if got := left(t, s); len(got) > 0 {
 		t.Errorf("left: %q", got)
+	}
+}
+
+// TestLockOf: a folder that goes and comes again never seems to have no lock, which
+// would have a machine removed that has just been made.
+func TestLockOf(t *testing.T) {
+	s := newStore(t)
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		path := filepath.Join(s.data, "m")
+		var err error
+		for i := 0; err == nil && i < 1500; i++ { // none comes twice
+			f := filepath.Join(s.data, newPrefix+strconv.Itoa(i))
+			err = errors.Join(os.Mkdir(f, 0o700), os.WriteFile(filepath.Join(f, lockName), nil, 0o600))
+		}
+		for i := 0; err == nil && i < 1500; i++ {
+			f := filepath.Join(s.data, newPrefix+strconv.Itoa(i))
+			err = errors.Join(os.Rename(f, path), os.Rename(path, f), os.Remove(filepath.Join(f, lockName)))
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}()
+	for {
+		f, err := s.lockOf("m")
+		switch {
+		case errors.Is(err, ErrNone):
+		case err != nil:
+			t.Fatal(err)
+		case f == nil:
+			t.Fatal("a folder without a lock")
+		default:
+			f.Close()
+		}
+		select {
+		case <-over:
+			return
+		default:
+		}
+	}
+}
+
+// TestForgedJournal: a process that its guest has taken can write what it likes
+// into its journal, and has no other process killed, and no terminal steered, by that.
+func TestForgedJournal(t *testing.T) {
+	s := newStore(t)
+	victim := exec.Command("sleep", "60")
+	if err := victim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = victim.Process.Kill(); _ = victim.Wait() }()
+	c := create(t, s, Spec{Name: "taken"})
+	defer c.Release()
+	forged := fmt.Sprintf(`{"state":"starting","pid":%d}`, victim.Process.Pid) + "\n" +
+		`{"state":"running","addrs":["\u001b[2J"],"text":"\u001b]0;x\u0007"}` + "\n"
+	if _, err := c.journal.WriteString(forged); err != nil {
+		t.Fatal(err)
+	}
+	m := get(t, s, "taken")
+	if m.PID != os.Getpid() {
+		t.Fatalf("a signal would go to process %d, which is the guest's choice", m.PID)
+	}
+	v := m.View(time.Now())
+	m.Alive = false
+	if text := strings.Join(v.Ports, "") + m.View(time.Now()).How; strings.ContainsAny(text, "\x1b\a") || !strings.Contains(text, "[2J") {
+		t.Errorf("what is shown: %q", text)
+	}
+	// However full the journal is, its process can be found.
+	if _, err := c.journal.Write(make([]byte, maxJournal)); err != nil {
+		t.Fatal(err)
+	}
+	if m := get(t, s, "taken"); m.PID != os.Getpid() || !m.Alive {
+		t.Errorf("with a full journal: %+v", m)
 	}
 }
 
