@@ -9,6 +9,7 @@ import (
 
 	"github.com/smolvmm/smolvmm/bench/internal/demoguest"
 	"github.com/smolvmm/smolvmm/bench/suite/boot"
+	"github.com/smolvmm/smolvmm/bench/suite/disk"
 	"github.com/smolvmm/smolvmm/bench/suite/network"
 )
 
@@ -83,4 +84,26 @@ func Loads() (out []string) {
 		out = append(out, string(k))
 	}
 	return out
+}
+
+func (r *runner) diskPart(ctx context.Context) error {
+	kernel, image := filepath.Join(r.dir, "guest.elf"), filepath.Join(r.dir, "disk.img")
+	if err := errors.Join(demoguest.Write(kernel), disk.Image(image)); err != nil {
+		return err
+	}
+	subjects, absent := disk.Subjects(r.Program, slices.Contains(r.Against, "qemu"))
+	r.absent(absent...)
+	if n := disk.Measure(ctx, r.set, subjects, disk.Loads(r.Operations), r.rounds, kernel, image, r.Notes, r.Progress); n > 0 {
+		r.broken = append(r.broken, fmt.Errorf("disk: %d runs of smolvmm failed: the table of failures has the first", n))
+	}
+	// 1.0 of QEMU's at qd 1 and 32.
+	for _, id := range []string{"read-qd1-throughput", "read-qd32-throughput", "write-qd1-throughput", "write-qd32-throughput", "random-read-qd1-iops", "random-read-qd32-iops", "random-write-qd1-iops", "random-write-qd32-iops"} {
+		if f := r.set.Figure("disk/" + id); f != nil && f.Of(disk.QEMU) != nil {
+			// A bound that must not be passed: QEMU's in parts of ours.
+			if i, ok := f.Of(disk.QEMU).Ratios[disk.Ours]; ok {
+				r.set.AddGoal("disk "+id+": QEMU's, of smolvmm's", 1, "", i, f.Of(disk.Ours).Summary.N)
+			}
+		}
+	}
+	return nil
 }

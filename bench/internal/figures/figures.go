@@ -9,6 +9,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/smolvmm/smolvmm/bench/internal/machine"
@@ -169,6 +170,16 @@ type Goal struct {
 	Verdict stats.Verdict  `json:"verdict"`
 }
 
+// AddGoal holds a figure of n values against a bound that must not be passed. Few
+// values settle nothing, however narrow their interval is.
+func (s *Set) AddGoal(what string, bound float64, unit string, i stats.Interval, n int) {
+	v := stats.Judge(i, bound)
+	if n < leastRounds {
+		v = stats.Unsettled
+	}
+	s.Goals = append(s.Goals, Goal{what, bound, unit, i, v})
+}
+
 // Of is the series of a program, nil if there is none.
 func (f *Figure) Of(subject string) *Series {
 	for i := range f.Series {
@@ -221,14 +232,19 @@ func (s *Set) Doubts() (out []string) {
 	if s.Others > machine.NoisyOthers {
 		out = append(out, fmt.Sprintf("others used %.2f of a processor while this measured: times are too long, and ratios uncertain", s.Others))
 	}
+	single := 0
 	for _, f := range s.Figures {
+		var wide []string
 		for _, x := range f.Series {
 			if sp := x.Summary.Spread(); x.Summary.N > 1 && sp > noisySpread {
-				out = append(out, fmt.Sprintf("%s: %s spreads by %.0f %% of its median", f.ID, x.Subject, 100*sp))
+				wide = append(wide, fmt.Sprintf("%s by %.0f %%", x.Subject, 100*sp))
 			}
 			if x.Summary.N == 1 {
-				out = append(out, fmt.Sprintf("%s: %s has one value, which says nothing of how sure it is", f.ID, x.Subject))
+				single++
 			}
+		}
+		if len(wide) > 0 {
+			out = append(out, fmt.Sprintf("%s: p10 to p90 spans much of the median: %s", f.ID, strings.Join(wide, ", ")))
 		}
 		x := f.Of(Ours)
 		if x == nil {
@@ -239,6 +255,9 @@ func (s *Set) Doubts() (out []string) {
 				out = append(out, fmt.Sprintf("%s: too noisy, or too few rounds, for a difference from %s: %s", f.ID, y.Subject, i))
 			}
 		}
+	}
+	if single > 0 {
+		out = append(out, fmt.Sprintf("%d series have one value each, which says nothing of how sure it is: more rounds (-n) do", single))
 	}
 	for _, g := range s.Goals {
 		if g.Verdict == stats.Unsettled {

@@ -106,6 +106,15 @@ func TestMarkdown(t *testing.T) {
 	}
 }
 
+func TestAddGoal(t *testing.T) {
+	var s Set
+	s.AddGoal("few", 1, "", stats.Interval{Value: 0.5, Low: 0.5, High: 0.5}, 1)
+	s.AddGoal("many", 1, "", stats.Interval{Value: 0.5, Low: 0.5, High: 0.5}, 10)
+	if s.Goals[0].Verdict != stats.Unsettled || s.Goals[1].Verdict != stats.Reached {
+		t.Errorf("%+v", s.Goals)
+	}
+}
+
 func TestDoubts(t *testing.T) {
 	for _, c := range []struct {
 		s    *Set
@@ -113,7 +122,7 @@ func TestDoubts(t *testing.T) {
 	}{
 		{made(5, 50, 20, Less), ""},
 		{made(50, 50, 20, Less), "too noisy, or too few rounds, for a difference from QEMU"},
-		{made(5, 50, 1, Less), "has one value"},
+		{made(5, 50, 1, Less), "1 series have one value each"},
 	} {
 		if got := strings.Join(c.s.Doubts(), "\n"); (c.want == "") != (got == "") || !strings.Contains(got, c.want) {
 			t.Errorf("%q, want %q", got, c.want)

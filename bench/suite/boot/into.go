@@ -66,7 +66,7 @@ func (r *Report) Starts(to *figures.Set) {
 				v, w := figures.Both(f.Of(nameOurs).Values, y.Values)
 				if len(v) > 0 {
 					i := stats.Compare(v, w, b.f)
-					to.Goals = append(to.Goals, figures.Goal{What: b.what, Bound: b.bound, Unit: b.unit, Figure: i, Verdict: stats.Judge(i, b.bound)})
+					to.AddGoal(b.what, b.bound, b.unit, i, len(v))
 				}
 			}
 		}
@@ -95,7 +95,7 @@ func (r *Report) Memory(to *figures.Set) {
 	}{{nameOurs, goalDirty}, {nameNet, goalDirtyNet}} {
 		if x := f.Of(g.subject); x != nil && x.Summary.N > 0 {
 			i := stats.Interval{Value: x.Summary.Median, Low: x.Summary.P10, High: x.Summary.P90}
-			to.Goals = append(to.Goals, figures.Goal{What: "private dirty memory of " + g.subject + " (brackets: p10, p90)", Bound: g.bound, Unit: "MiB", Figure: i, Verdict: stats.Judge(i, g.bound)})
+			to.AddGoal("private dirty memory of "+g.subject+" (brackets: p10, p90)", g.bound, "MiB", i, x.Summary.N)
 		}
 	}
 }
