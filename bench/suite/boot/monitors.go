@@ -219,6 +219,12 @@ func Find(dir, smolvmm string, against []string) (out []Subject, absent []string
 	return out, absent
 }
 
+// Monitors are those of some subjects that anybody would run: no floors, and nothing with its safety off.
+func Monitors(subjects []Subject) []Subject {
+	no := []string{nameFloorC, nameFloorChips, nameFloorGo, nameOpen}
+	return slices.DeleteFunc(slices.Clone(subjects), func(s Subject) bool { return slices.Contains(no, s.name) })
+}
+
 // Programs are the files in the folder that build fills.
 type Programs struct{ Dir string }
 

@@ -30,6 +30,7 @@ func TestUsage(t *testing.T) {
 		{"--loads sideways", "net", `"sideways" is none of`},
 		{"-n -1", "boot", "-rounds -1"},
 		{"-m 1", "boot", "-memory 1"},
+		{"--machines 0", "density", "-machines 0"},
 		{"--ops 0", "disk", "-ops 0"},
 		{"--idle -1s", "memory", "0s and more"},
 		{"", "compare one.json", "two files"},
