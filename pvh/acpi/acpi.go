@@ -41,6 +41,9 @@ type Machine struct {
 	// COM1IRQ; 0 is none.
 	COM1    uint16
 	COM1IRQ uint32
+	// RTC is the index port of an MC146818, its data port behind it, whose interrupt
+	// is not there; 0 is none.
+	RTC uint16
 	// ResetPort takes the byte ResetValue to reset the machine; 0 is none.
 	ResetPort  uint16
 	ResetValue byte
@@ -199,6 +202,10 @@ func dsdt(m Machine) []byte {
 		devices = append(devices, device("COM1",
 			name("_HID", eisaID("PNP0501")), name("_UID", integer(0)),
 			name("_CRS", resources(ports(m.COM1, 8), interrupt(m.COM1IRQ, false)))))
+	}
+	if m.RTC != 0 {
+		devices = append(devices, device("RTC",
+			name("_HID", eisaID("PNP0B00")), name("_CRS", resources(ports(m.RTC, 2)))))
 	}
 	for i, v := range m.Virtio {
 		devices = append(devices, device(fmt.Sprintf("V%03X", i),
