@@ -62,6 +62,12 @@ func (c *buildContext) close() {
 	}
 }
 
+// openFile opens a file without waiting: that of a pipe would be for whoever
+// writes to it, and nothing could end it.
+func (c *buildContext) openFile(name string) (*os.File, error) {
+	return c.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+}
+
 // plain is a file's error without the path, which the message around it has.
 func plain(err error) error {
 	var pe *fs.PathError
@@ -84,7 +90,7 @@ func (h *hostFile) Size() int64 { return h.id.size }
 func (h *hostFile) Open() (tree.ReadAtCloser, error) { return h.open() }
 
 func (h *hostFile) open() (*os.File, error) {
-	f, err := h.c.root.Open(h.name)
+	f, err := h.c.openFile(h.name)
 	if err != nil {
 		return nil, err
 	}
@@ -366,7 +372,7 @@ func (c *buildContext) include(name, from string, limit int64) ([]byte, error) {
 }
 
 func (c *buildContext) readFile(name string, limit int64) ([]byte, error) {
-	f, err := c.root.Open(path.Clean(name))
+	f, err := c.openFile(path.Clean(name))
 	if err != nil {
 		return nil, err
 	}

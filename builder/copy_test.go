@@ -161,6 +161,7 @@ func TestHostileContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.fails("FROM scratch\nCOPY d /x\n", "d/pipe is a pipe: COPY takes files, folders and symbolic links")
+	b.fails("FROM scratch\nINCLUDE d/pipe\n", "it is no regular file") // and nobody waits for a writer
 	if err := os.Remove(filepath.Join(b.dir, "d/pipe")); err != nil {
 		t.Fatal(err)
 	}
