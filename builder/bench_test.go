@@ -250,6 +250,9 @@ func (f *fakeImages) Put(_ context.Context, refs []string, img spec.Image, disk 
 			return img, err
 		}
 		f.disks[img.Disk.Digest] = to
+	}
+	if f.trees[img.Tree] == nil {
+		var err error
 		if f.trees[img.Tree], err = root(); err != nil {
 			return img, err
 		}

@@ -14,6 +14,22 @@ import (
 // Result.Put and Result.WriteDisk. After the end of ctx nothing of the build goes
 // on. Its error is ctx's cause then.
 func Build(ctx context.Context, o Options) (*Result, error) {
+	res, err := build(ctx, o, false)
+	if lost(err) && ctx.Err() == nil {
+		return rebuild(ctx, o, err)
+	}
+	return res, err
+}
+
+// rebuild builds once more after contents of the cache were found missing.
+func rebuild(ctx context.Context, o Options, why error) (*Result, error) {
+	if o.Progress != nil {
+		o.Progress(Event{Kind: EventWarning, Text: "what needs lost contents is done again: " + why.Error()})
+	}
+	return build(ctx, o, true)
+}
+
+func build(ctx context.Context, o Options, careful bool) (_ *Result, err error) {
 	if o.Blobs == nil || o.Cache == "" {
 		return nil, errCacheFolder
 	}
@@ -36,12 +52,18 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	e := &engine{
-		o: o, file: file, context: bc, cache: &stepCache{o.Cache, o.Blobs},
+		o: o, file: file, context: bc, cache: &stepCache{dir: o.Cache, blobs: o.Blobs}, careful: careful,
 		stages: make([]*future, len(file.Stages)), runs: make(chan struct{}, maxRuns), used: map[string]bool{},
 	}
 	for i := range e.stages {
 		e.stages[i] = &future{done: make(chan struct{})}
 	}
+	// The steps that were done are remembered, whatever becomes of the others.
+	defer func() {
+		if ferr := e.cache.flush(); ferr != nil {
+			err = errors.Join(err, ferr)
+		}
+	}()
 	// Stages that were begun and that nobody waits for any more end before Build
 	// does: they write into the cache.
 	defer e.wait()

@@ -99,7 +99,7 @@ type Images interface {
 	// Temp gives a new file for a disk, which is the caller's to remove.
 	Temp() (path string, err error)
 	// Put files the image under its names and gives its description. disk is a
-	// file of Temp's, or "" where HasDisk(img.Disk.Digest); all contents of the tree are
+	// file of Temp's, which it may take away, or "" where HasDisk(img.Disk.Digest); all contents of the tree are
 	// in the build's blob store.
 	Put(ctx context.Context, refs []string, img spec.Image, disk string, root func() (*tree.Tree, error)) (spec.Image, error)
 }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/smolvmm/smolvmm/builder/blob"
 	"github.com/smolvmm/smolvmm/builder/tree"
@@ -45,7 +46,7 @@ func (k *keyHash) list(l []string) *keyHash {
 func (k *keyHash) sum() string { return hex.EncodeToString(k.h.Sum(nil)) }
 
 // stepCache remembers what steps made: a file under each key, which appears when
-// it is whole.
+// it is whole, and what it refers to is on the disk: see flush.
 //
 //	<dir>/<first two digits>/<key>   JSON
 //
@@ -54,7 +55,18 @@ func (k *keyHash) sum() string { return hex.EncodeToString(k.h.Sum(nil)) }
 type stepCache struct {
 	dir   string
 	blobs *blob.Store
+
+	mu      sync.Mutex
+	pending map[string]entry // not written yet
 }
+
+// errLost is behind the error of a tree that was stored and cannot be loaded: a
+// content was pruned, or cut short by a power failure.
+var errLost = errors.New("the build cache is damaged")
+
+// lost says whether an error is about contents that a step made and that are no
+// more: it has to be done again.
+func lost(err error) bool { return errors.Is(err, errLost) || errors.Is(err, blob.ErrDamaged) }
 
 // maxEntry bounds a file of the cache.
 const maxEntry = 1 << 20
@@ -69,7 +81,12 @@ type entry struct {
 func (c *stepCache) path(key string) string { return filepath.Join(c.dir, key[:2], key) }
 
 func (c *stepCache) get(key string) (entry, bool) {
-	var e entry
+	c.mu.Lock()
+	e, ok := c.pending[key]
+	c.mu.Unlock()
+	if ok {
+		return e, true
+	}
 	f, err := os.Open(c.path(key))
 	if err != nil {
 		return e, false
@@ -93,18 +110,48 @@ func (c *stepCache) get(key string) (entry, bool) {
 	return e, true
 }
 
-func (c *stepCache) put(e entry) error {
+// put remembers an entry, which is a file after flush.
+func (c *stepCache) put(e entry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pending == nil {
+		c.pending = map[string]entry{}
+	}
+	c.pending[e.Key] = e
+}
+
+// flush writes what was put when the contents that it refers to are on the disk,
+// waiting once for all of them.
+func (c *stepCache) flush() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.pending) == 0 {
+		return nil
+	}
+	if err := c.blobs.Sync(); err != nil {
+		return fmt.Errorf("step cache: %w", err)
+	}
+	for _, e := range c.pending {
+		if err := c.write(e); err != nil {
+			return fmt.Errorf("step cache: %w", err)
+		}
+	}
+	c.pending = nil
+	return nil
+}
+
+func (c *stepCache) write(e entry) error {
 	b, err := json.Marshal(e)
 	if err != nil {
 		return err
 	}
 	name := c.path(e.Key)
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
-		return fmt.Errorf("step cache: %w", err)
+		return err
 	}
 	f, err := os.CreateTemp(filepath.Dir(name), ".new-*")
 	if err != nil {
-		return fmt.Errorf("step cache: %w", err)
+		return err
 	}
 	_, err = f.Write(append(b, '\n'))
 	// Not synced: after a crash a damaged file is as none.
@@ -113,9 +160,8 @@ func (c *stepCache) put(e entry) error {
 	}
 	if err != nil {
 		os.Remove(f.Name())
-		return fmt.Errorf("step cache: %w", err)
 	}
-	return nil
+	return err
 }
 
 // store keeps a tree and gives its digest. The tree's contents are in the blob
@@ -139,8 +185,16 @@ func (c *stepCache) store(ctx context.Context, t *tree.Tree) (string, error) {
 	return b.Digest(), nil
 }
 
-// load gives a stored tree. fs.ErrNotExist: something of it is gone.
+// load gives a stored tree. errLost: something of it is gone or damaged.
 func (c *stepCache) load(digest string) (*tree.Tree, error) {
+	t, err := c.decode(digest)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errLost, err)
+	}
+	return t, nil
+}
+
+func (c *stepCache) decode(digest string) (*tree.Tree, error) {
 	b, err := c.blobs.Open(digest)
 	if err != nil {
 		return nil, err
@@ -161,7 +215,7 @@ var errCacheFolder = errors.New("builder: Options.Cache and Options.Blobs are ne
 // decoding them.
 func Digests(dir string, blobs *blob.Store) (map[string]bool, error) {
 	out := map[string]bool{}
-	c := &stepCache{dir, blobs}
+	c := &stepCache{dir: dir, blobs: blobs}
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			if errors.Is(err, fs.ErrNotExist) {

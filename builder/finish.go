@@ -125,7 +125,7 @@ func (e *engine) finished(st *state, key string) (spec.Config, bool) {
 		return cfg, false
 	}
 	got, ok := e.cache.get(key)
-	if !ok || got.Tree == "" || json.Unmarshal(got.Data, &cfg) != nil {
+	if !ok || got.Tree == "" || json.Unmarshal(got.Data, &cfg) != nil || !e.whole(got.Tree) {
 		return cfg, false
 	}
 	st.key, st.digest, st.root = key, got.Tree, nil
@@ -196,7 +196,8 @@ func (e *engine) bootable(ctx context.Context, st *state, cfg *spec.Config, init
 	e.mu.Lock()
 	e.worked = true
 	e.mu.Unlock()
-	return e.cache.put(entry{Key: key, Tree: st.digest, Data: data})
+	e.cache.put(entry{Key: key, Tree: st.digest, Data: data})
+	return nil
 }
 
 // ownInit says whether the Dockerfile has brought an /sbin/init of its own: one
@@ -315,6 +316,25 @@ func (r *Result) diskOptions(root *tree.Tree) (image.Options, error) {
 // WriteDisk makes the image's disk in a file, which appears under its name when it
 // is whole, and describes it in Image.Disk, without a digest.
 func (r *Result) WriteDisk(ctx context.Context, name string) error {
+	return r.again(ctx, func() error { return r.writeDisk(ctx, name) })
+}
+
+// again does something once more if contents that the build had cached are missing,
+// after a build that makes them again.
+func (r *Result) again(ctx context.Context, do func() error) error {
+	err := do()
+	if !lost(err) || r.e.careful || ctx.Err() != nil {
+		return err
+	}
+	res, err := rebuild(ctx, r.e.o, err)
+	if err != nil {
+		return err
+	}
+	*r = *res
+	return do()
+}
+
+func (r *Result) writeDisk(ctx context.Context, name string) error {
 	root, err := r.Root()
 	if err != nil {
 		return err
@@ -334,6 +354,10 @@ func (r *Result) WriteDisk(ctx context.Context, name string) error {
 // Put files the image in the store under its names. A disk that was made before
 // and is still there is not made again.
 func (r *Result) Put(ctx context.Context, refs []string) error {
+	return r.again(ctx, func() error { return r.put(ctx, refs) })
+}
+
+func (r *Result) put(ctx context.Context, refs []string) error {
 	e := r.e
 	key := newKey("disk").add(r.Image.Tree, fmt.Sprintf("%+v %v", r.Layout, r.tenth)).sum()
 	var err error
@@ -347,7 +371,7 @@ func (r *Result) Put(ctx context.Context, refs []string) error {
 		return err
 	}
 	defer os.Remove(name)
-	if err := r.WriteDisk(ctx, name); err != nil {
+	if err := r.writeDisk(ctx, name); err != nil {
 		return err
 	}
 	if r.Image, err = e.o.Images.Put(ctx, refs, r.Image, name, r.Root); err != nil {
@@ -357,5 +381,6 @@ func (r *Result) Put(ctx context.Context, refs []string) error {
 	if err != nil {
 		return err
 	}
-	return e.cache.put(entry{Key: key, Data: data})
+	e.cache.put(entry{Key: key, Data: data})
+	return e.cache.flush()
 }

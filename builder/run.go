@@ -78,6 +78,10 @@ func (c *stepContext) run(ctx context.Context, raw *dialect.Run, st *state) (*st
 		}
 		return c.mountedRun(ctx, id, st, in, who, root, mounts, words, script)
 	})
+	if err == nil {
+		// What took a machine is kept, whatever becomes of the build.
+		err = c.cache.flush()
+	}
 	return st, err
 }
 
@@ -302,9 +306,7 @@ func (c *stepContext) takeOut(ctx context.Context, root *tree.Tree, p placed) er
 		if err != nil {
 			return err
 		}
-		if err := c.cache.put(entry{Key: cacheKey(p.m.Mount), Tree: d}); err != nil {
-			return err
-		}
+		c.cache.put(entry{Key: cacheKey(p.m.Mount), Tree: d})
 	}
 	if p.old != nil {
 		return dir.Set(p.name, p.old)

@@ -57,6 +57,10 @@ type engine struct {
 	events int
 	worked bool            // a step was done
 	used   map[string]bool // build arguments that somebody declared
+
+	// careful is a build after one that found contents missing: a cached tree
+	// counts only if all of it is there.
+	careful bool
 }
 
 // maxRuns is how many RUN steps of different stages are executed at once: each
@@ -320,7 +324,7 @@ func (e *engine) base(ctx context.Context, s *dialect.Stage, from dialect.From) 
 		if err != nil {
 			return nil, false, fmt.Errorf("FROM u-root: %w", err)
 		}
-		st.vars = dialect.NewVars(e.file.Escape, nil)
+		st.vars = dialect.NewVars(e.file.Escape, []string{"PATH=" + urootPath})
 		st.root = t
 		st.key = newKey("u-root").add(d).sum()
 		return st, true, nil
@@ -332,6 +336,9 @@ func (e *engine) base(ctx context.Context, s *dialect.Stage, from dialect.From) 
 
 // netbsdPath is the PATH of images made of sets, as smolBSD's have it.
 const netbsdPath = "/sbin:/bin:/usr/sbin:/usr/bin:/usr/pkg/sbin:/usr/pkg/bin:/rescue"
+
+// urootPath is the PATH of images of u-root's commands, which are in /bbin.
+const urootPath = "/bbin:/sbin:/bin:/usr/sbin:/usr/bin"
 
 // inherit takes over another stage's end.
 func (st *state) inherit(o *state, escape rune) {
@@ -377,11 +384,21 @@ func (e *engine) lookup(st *state, key string) bool {
 		return false
 	}
 	got, ok := e.cache.get(key)
-	if !ok || got.Tree == "" {
+	if !ok || got.Tree == "" || !e.whole(got.Tree) {
 		return false
 	}
 	st.key, st.digest, st.root = key, got.Tree, nil
 	return true
+}
+
+// whole says whether a cached tree has all its contents. Only a careful build
+// asks: decoding every tree would cost one that does nothing most of its time.
+func (e *engine) whole(digest string) bool {
+	if !e.careful {
+		return true
+	}
+	_, err := e.cache.load(digest)
+	return err == nil
 }
 
 // remember stores a state's tree under its key.
@@ -391,7 +408,8 @@ func (e *engine) remember(ctx context.Context, st *state) error {
 		return err
 	}
 	st.digest = d
-	return e.cache.put(entry{Key: st.key, Tree: d})
+	e.cache.put(entry{Key: st.key, Tree: d})
+	return nil
 }
 
 // own gives the state's root to change. What it returns belongs to the caller.
@@ -410,7 +428,7 @@ func (e *engine) view(st *state) (*tree.Tree, error) {
 	if st.root == nil {
 		t, err := e.cache.load(st.digest)
 		if err != nil {
-			return nil, fmt.Errorf("the step cache is damaged (%w): build with --no-cache", err)
+			return nil, err
 		}
 		st.root = t
 	}

@@ -2,11 +2,13 @@ package builder
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -279,7 +281,8 @@ func (c *stepContext) copy(ctx context.Context, raw *dialect.Copy, st *state) (*
 		// The other stage as a whole first, so that nothing of it need be read;
 		// then what is copied of it, so that the rest of it may change.
 		whole := newKey("copy from").add(key.sum(), from.id).list(in.Sources).sum()
-		if c.lookup(st, whole) {
+		if key, ok := c.lookupWhole(st, whole); ok {
+			st.key = key // the step's own: what follows depends on what was copied
 			_, end := c.begin(c.stage, c.title, in.Line())
 			end(true, nil)
 			return st, nil
@@ -292,7 +295,7 @@ func (c *stepContext) copy(ctx context.Context, raw *dialect.Copy, st *state) (*
 		}
 		err = c.keyed(ctx, st, key.sum(), func(ctx context.Context, _ int) (*tree.Tree, error) { return c.laid(ctx, in, parts, mode, devices) })
 		if err == nil {
-			err = c.cache.put(entry{Key: whole, Tree: st.digest})
+			c.cache.put(entry{Key: whole, Tree: st.digest, Data: json.RawMessage(strconv.Quote(st.key))})
 		}
 		return st, err
 	}
@@ -308,6 +311,16 @@ func (c *stepContext) copy(ctx context.Context, raw *dialect.Copy, st *state) (*
 	}
 	err = c.keyed(ctx, st, key.sum(), func(ctx context.Context, _ int) (*tree.Tree, error) { return c.laid(ctx, in, parts, mode, devices) })
 	return st, err
+}
+
+// lookupWhole finds what a COPY --from made of the same whole stage, and the key of
+// the step itself.
+func (c *stepContext) lookupWhole(st *state, whole string) (key string, ok bool) {
+	got, ok := c.cache.get(whole)
+	if !ok || json.Unmarshal(got.Data, &key) != nil || len(key) != len(whole) {
+		return "", false
+	}
+	return key, c.lookup(st, whole)
 }
 
 // part is something that is copied: nodes, or what has to be fetched or unpacked

@@ -110,20 +110,28 @@ func (w *Writer) Hole(ctx context.Context, n int64) error {
 		w.err = w.store.errorf(err)
 		return w.err
 	}
-	if w.zeros == nil {
-		w.zeros = make([]byte, 64<<10)
-	}
-	for left := n; left > 0; {
-		if err := ctx.Err(); err != nil {
-			w.err = w.store.errorf(err)
-			return w.err
-		}
-		step := min(left, int64(len(w.zeros)))
-		w.h.Write(w.zeros[:step])
-		left -= step
+	if err := w.zero(ctx, n); err != nil {
+		w.err = w.store.errorf(err)
+		return w.err
 	}
 	w.size += n
 	w.tail = true
+	return nil
+}
+
+// zero hashes n zeros.
+func (w *Writer) zero(ctx context.Context, n int64) error {
+	if w.zeros == nil {
+		w.zeros = make([]byte, 64<<10)
+	}
+	for n > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		step := min(n, int64(len(w.zeros)))
+		w.h.Write(w.zeros[:step])
+		n -= step
+	}
 	return nil
 }
 
@@ -161,6 +169,7 @@ func (w *Writer) Commit() (Blob, error) {
 		w.f.Close()
 	}
 	w.over, w.f, w.buf = true, nil, nil
+	w.store.made(b)
 	return b, nil
 }
 
@@ -220,13 +229,18 @@ func (w *Writer) installFile(b Blob) error {
 	if err := w.f.Chmod(filePerm); err != nil {
 		return err
 	}
-	// One that is there is replaced: should it be damaged, it is no more.
-	err := os.Rename(w.f.Name(), b.Path())
+	return rename(w.f.Name(), b)
+}
+
+// rename gives a file a content's name. One that is there is replaced: should it be
+// damaged, it is no more.
+func rename(path string, b Blob) error {
+	err := os.Rename(path, b.Path())
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(filepath.Dir(b.Path()), dirPerm); err != nil {
 			return err
 		}
-		err = os.Rename(w.f.Name(), b.Path())
+		err = os.Rename(path, b.Path())
 	}
 	return err
 }
@@ -276,6 +290,11 @@ func (w *Writer) fill(ctx context.Context, c tree.Content) error {
 		return err
 	}
 	defer r.Close()
+	return w.runs(ctx, r, runs, c.Size())
+}
+
+// runs takes in runs of data, and holes between them, up to a size.
+func (w *Writer) runs(ctx context.Context, r io.ReaderAt, runs []tree.Extent, size int64) error {
 	for _, e := range runs {
 		if err := w.Hole(ctx, e.Off-w.size); err != nil {
 			return err
@@ -288,7 +307,7 @@ func (w *Writer) fill(ctx context.Context, c tree.Content) error {
 			return fmt.Errorf("%w: the file ends %d bytes early", io.ErrUnexpectedEOF, e.Len-n)
 		}
 	}
-	return w.Hole(ctx, c.Size()-w.size)
+	return w.Hole(ctx, size-w.size)
 }
 
 // Import brings the contents of all files of a tree into the store and makes the

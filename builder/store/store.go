@@ -111,10 +111,13 @@ type Put struct {
 	Names []spec.Reference
 	// Image is the description; digests and sizes of what is given below are
 	// filled in.
-	Image  spec.Image
-	Disk   tree.Content
-	Kernel tree.Content // nil: Image.Kernel stays as it is, and must have no digest
-	Tree   *tree.Tree   // nil: none. Its files are made to refer to the store's contents
+	Image spec.Image
+	Disk  tree.Content
+	// DiskFile is a finished file instead of Disk. It becomes the store's own: where
+	// it is on the store's file system it is not copied.
+	DiskFile string
+	Kernel   tree.Content // nil: Image.Kernel stays as it is, and must have no digest
+	Tree     *tree.Tree   // nil: none. Its files are made to refer to the store's contents
 }
 
 // Put stores an image under its names, which are taken from whichever had them.
@@ -125,7 +128,12 @@ func (s *Store) Put(ctx context.Context, p Put) (Entry, error) {
 	}
 	defer release()
 	img := p.Image
-	disk, err := s.blobs.Put(ctx, p.Disk)
+	var disk blob.Blob
+	if p.DiskFile != "" {
+		disk, err = s.blobs.Adopt(ctx, p.DiskFile)
+	} else {
+		disk, err = s.blobs.Put(ctx, p.Disk)
+	}
 	if err != nil {
 		return Entry{}, fmt.Errorf("disk: %w", err)
 	}

@@ -457,14 +457,11 @@ func (i *imageStore) Put(ctx context.Context, refs []string, img spec.Image, dis
 	if err != nil {
 		return img, err
 	}
-	p := store.Put{Names: names, Image: img, Tree: t}
+	p := store.Put{Names: names, Image: img, Tree: t, DiskFile: disk}
 	if disk == "" {
-		p.Disk, err = i.s.Blobs().Open(img.Disk.Digest)
-	} else {
-		p.Disk, err = store.OpenFile(disk)
-	}
-	if err != nil {
-		return img, err
+		if p.Disk, err = i.s.Blobs().Open(img.Disk.Digest); err != nil {
+			return img, err
+		}
 	}
 	e, err := i.s.Put(ctx, p)
 	return e.Image, err

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/registry"
 
+	"github.com/smolvmm/smolvmm/builder"
 	"github.com/smolvmm/smolvmm/builder/spec"
 	"github.com/smolvmm/smolvmm/builder/store"
 	"github.com/smolvmm/smolvmm/builder/tree"
@@ -173,6 +174,44 @@ func TestLifeOfAnImage(t *testing.T) {
 	}
 	if out := h.must("prune", "--grace", "0s"); !strings.Contains(out, "1 images,") || !strings.Contains(out, " freed") {
 		t.Error(out)
+	}
+}
+
+// TestPruneKeepsCaches: what the step cache and the unpacked sets refer to stays,
+// unless --cache says otherwise.
+func TestPruneKeepsCaches(t *testing.T) {
+	h := newHost(t)
+	s, err := store.Open(h.Store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := tree.New()
+	if err := root.Put("a", tree.NewFile(0o644, tree.Bytes("of a step"))); err != nil {
+		t.Fatal(err)
+	}
+	_, err = builder.Build(t.Context(), builder.Options{
+		Text: []byte("FROM scratch\nLABEL smolvmm.init=keep\nCOPY --from=base / /\nWORKDIR /made\n"), Roots: map[string]*tree.Tree{"base": root},
+		Blobs: s.Blobs(), Cache: filepath.Join(h.Cache, "steps"),
+	})
+	if err == nil || !strings.Contains(err.Error(), "/sbin/init") {
+		t.Fatal(err) // it is not bootable, and its steps are cached
+	}
+	for _, c := range []string{"of a step", "of nobody"} {
+		if _, err := s.Blobs().Put(t.Context(), tree.Bytes(c)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	has := func(c string) bool {
+		_, err := s.Blobs().Open(tree.Bytes(c).Digest())
+		return err == nil
+	}
+	h.must("prune", "--grace", "0s")
+	if !has("of a step") || has("of nobody") {
+		t.Errorf("a step's is there: %v, nobody's: %v", has("of a step"), has("of nobody"))
+	}
+	h.must("prune", "--grace", "0s", "--cache")
+	if has("of a step") {
+		t.Error("--cache leaves what only the cache needs")
 	}
 }
 
