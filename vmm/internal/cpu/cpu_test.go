@@ -197,9 +197,9 @@ func TestTemplates(t *testing.T) {
 
 // TestFeatureTable: every feature that falls with another is one itself.
 func TestFeatureTable(t *testing.T) {
-	for name, f := range features {
+	for name, f := range features() {
 		for _, n := range f.implies {
-			if _, ok := features[n]; !ok {
+			if _, ok := features()[n]; !ok {
 				t.Errorf("%s takes %q along, which is unknown", name, n)
 			}
 		}

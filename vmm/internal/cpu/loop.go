@@ -228,16 +228,18 @@ func (v *VCPU) port(io kvm.IO) (claimed bool) {
 }
 
 // internalErrors names KVM_INTERNAL_ERROR_* (linux/kvm.h).
-var internalErrors = map[uint32]string{
-	1: "an instruction that KVM cannot emulate",
-	2: "simultaneous exceptions",
-	3: "an exit during event delivery",
-	4: "an unexpected exit reason",
-}
+var internalErrors = sync.OnceValue(func() map[uint32]string {
+	return map[uint32]string{
+		1: "an instruction that KVM cannot emulate",
+		2: "simultaneous exceptions",
+		3: "an exit during event delivery",
+		4: "an unexpected exit reason",
+	}
+})
 
 func (v *VCPU) internalError() Stop {
 	sub, insn := v.K.Internal()
-	name := internalErrors[sub]
+	name := internalErrors()[sub]
 	if name == "" {
 		name = fmt.Sprintf("suberror %d", sub)
 	}

@@ -6,6 +6,8 @@
 // holds each size and ioctl number against the C header's and against gokvm's.
 package kvm
 
+import "sync"
+
 // ioctl numbers: _IO*(0xAE, nr, size), linux/kvm.h.
 const (
 	getAPIVersion       = 0xae00
@@ -114,15 +116,17 @@ const (
 	ExitSystemEvent   ExitReason = 24
 )
 
-var exitNames = map[ExitReason]string{
-	ExitUnknown: "unknown", ExitException: "exception", ExitIO: "io", ExitHypercall: "hypercall",
-	ExitDebug: "debug", ExitHLT: "hlt", ExitMMIO: "mmio", ExitIRQWindow: "irq-window",
-	ExitShutdown: "shutdown", ExitFailEntry: "fail-entry", ExitIntr: "intr",
-	ExitInternalError: "internal-error", ExitSystemEvent: "system-event",
-}
+var exitNames = sync.OnceValue(func() map[ExitReason]string {
+	return map[ExitReason]string{
+		ExitUnknown: "unknown", ExitException: "exception", ExitIO: "io", ExitHypercall: "hypercall",
+		ExitDebug: "debug", ExitHLT: "hlt", ExitMMIO: "mmio", ExitIRQWindow: "irq-window",
+		ExitShutdown: "shutdown", ExitFailEntry: "fail-entry", ExitIntr: "intr",
+		ExitInternalError: "internal-error", ExitSystemEvent: "system-event",
+	}
+})
 
 func (r ExitReason) String() string {
-	if s, ok := exitNames[r]; ok {
+	if s, ok := exitNames()[r]; ok {
 		return s
 	}
 	return "exit-" + itoa(uint32(r))
