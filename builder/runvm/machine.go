@@ -24,6 +24,7 @@ type machine struct {
 	cfg    vmm.Config
 	log    *os.File
 	output io.Writer // of the command; may be nil
+	most   int64     // bytes of output that are given on
 }
 
 // said is what a machine told of its step.
@@ -56,7 +57,7 @@ func (m *machine) run(ctx context.Context) (*said, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	ended := make(chan struct{})
-	f := &follower{r: steplog.NewReader(m.log), output: m.output}
+	f := &follower{r: steplog.NewReader(m.log), output: m.output, left: m.most}
 	followed := make(chan error, 1)
 	go func() {
 		err := f.follow(marked, ended)
@@ -93,6 +94,7 @@ func (m *machine) run(ctx context.Context) (*said, error) {
 type follower struct {
 	r      *steplog.Reader
 	output io.Writer
+	left   int64 // bytes of output that are given on: smolinit keeps to it, another init may not
 	said
 	reported   bool
 	incomplete error // why there is no further frame
@@ -127,9 +129,10 @@ func (f *follower) drain() error {
 		}
 		switch t {
 		case steplog.Output:
-			if f.output == nil {
+			if p = p[:min(int64(len(p)), f.left)]; f.output == nil || len(p) == 0 {
 				continue
 			}
+			f.left -= int64(len(p))
 			if _, err := f.output.Write(p); err != nil {
 				return fmt.Errorf("the step's output: %w", err)
 			}

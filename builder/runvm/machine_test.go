@@ -54,7 +54,7 @@ func logOf(t testing.TB, frames ...frame) *memory {
 
 // followed reads a whole log, as of a machine that has ended.
 func followed(m *memory, output io.Writer) (*follower, error) {
-	f := &follower{r: steplog.NewReader(m), output: output}
+	f := &follower{r: steplog.NewReader(m), output: output, left: 1 << 20}
 	ended := make(chan struct{})
 	close(ended)
 	return f, f.follow(nil, ended)
@@ -210,7 +210,7 @@ func TestFollowStreams(t *testing.T) {
 	marked, ended := make(chan struct{}), make(chan struct{})
 	w := steplog.NewWriter(m, 1<<20, make([]byte, steplog.MaxPayload+steplog.HeaderSize), func() {})
 	got := make(chan string, 10)
-	f := &follower{r: steplog.NewReader(m), output: writerFunc(func(p []byte) (int, error) { got <- string(p); return len(p), nil })}
+	f := &follower{r: steplog.NewReader(m), left: 1 << 20, output: writerFunc(func(p []byte) (int, error) { got <- string(p); return len(p), nil })}
 	done := make(chan error, 1)
 	go func() { done <- f.follow(marked, ended) }()
 	marked <- struct{}{} // it has looked at the empty log, and waits again or will
@@ -235,6 +235,17 @@ func TestFollowStreams(t *testing.T) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// TestOutputIsBounded: a guest that does not keep to the bound of its output has a
+// disk of gigabytes to fill with it.
+func TestOutputIsBounded(t *testing.T) {
+	m := logOf(t, frame{steplog.Output, strings.Repeat("x", 3<<19)}, frame{steplog.Output, "more"}, frame{steplog.Report, "{}"})
+	var out bytes.Buffer
+	f, err := followed(m, &out)
+	if err != nil || !f.reported || out.Len() != 1<<20 {
+		t.Errorf("%d bytes given on, reported %v, %v", out.Len(), f.reported, err)
+	}
+}
 
 func TestConsole(t *testing.T) {
 	c := &console{}

@@ -176,7 +176,7 @@ func (r *Runner) run(ctx context.Context, step builder.RunStep) (_ *tree.Tree, e
 			Memory: r.o.Memory, CPUs: r.o.CPUs, Log: r.o.Log, Items: append(items, conf),
 			Disks: []vmm.Disk{{File: root.guest, Path: "the step's root", Serial: "root"}, {File: log.guest, Path: "the step's log", Serial: "log"}},
 		},
-		log: log.own, output: step.Output,
+		log: log.own, output: step.Output, most: r.o.Output,
 	}
 	if step.Network && r.o.Network != nil {
 		n, nerr := r.o.Network(ctx)

@@ -248,32 +248,6 @@ func secrets(list []string, env func(string) (string, bool)) (map[string][]byte,
 	return out, nil
 }
 
-func readFile(name string, limit int64) ([]byte, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, plain(err)
-	}
-	defer f.Close()
-	return readAll(f, limit)
-}
-
-func readAll(r io.Reader, limit int64) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err == nil && int64(len(b)) > limit {
-		err = fmt.Errorf("more than %d bytes", limit)
-	}
-	return b, plain(err)
-}
-
-// plain is a file's error without the path, which the message has.
-func plain(err error) error {
-	var p *fs.PathError
-	if errors.As(err, &p) {
-		return p.Err
-	}
-	return err
-}
-
 // epoch reads SOURCE_DATE_EPOCH, the build argument over the variable
 // (https://reproducible-builds.org/specs/source-date-epoch).
 func epoch(args map[string]string, env func(string) (string, bool)) (time.Time, error) {
@@ -316,7 +290,7 @@ func dockerfile(ctx context.Context, o Options, tools *tools, bo *builder.Option
 	case "":
 		for _, n := range []string{"Dockerfile", "SMOLerfile"} {
 			file = filepath.Join(o.Context, n)
-			if bo.Text, err = readFile(file, maxFile); !errors.Is(err, fs.ErrNotExist) {
+			if bo.Text, err = readFound(file, maxFile); !errors.Is(err, fs.ErrNotExist) {
 				break
 			}
 		}
@@ -339,7 +313,7 @@ func dockerfile(ctx context.Context, o Options, tools *tools, bo *builder.Option
 		if n == "-.dockerignore" {
 			continue
 		}
-		bo.Ignore, err = readFile(n, maxFile)
+		bo.Ignore, err = readFound(n, maxFile)
 		if err == nil {
 			break
 		}

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -377,6 +378,20 @@ func TestBadInput(t *testing.T) {
 	s.o.Kernel = "/nowhere/netbsd"
 	s.file("Dockerfile", "FROM base\nRUN true\n")
 	s.fails("Dockerfile:2:1: RUN: ")
+}
+
+// TestFoundPipes: what a context has where a file is looked for is not waited for.
+func TestFoundPipes(t *testing.T) {
+	for _, name := range []string{"Dockerfile", ".dockerignore"} {
+		s := newSite(t)
+		if name != "Dockerfile" {
+			s.file("Dockerfile", "FROM base,etc\n")
+		}
+		if err := syscall.Mkfifo(filepath.Join(s.o.Context, name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s.fails(name + ": it is no regular file")
+	}
 }
 
 // TestInterrupted: a build that is given up, as by Ctrl-C, leaves nothing.
