@@ -168,6 +168,11 @@ func (a *archived) read(ctx context.Context, r io.Reader, limit int64) error {
 			if err := tree.CheckDigest(digest); err != nil {
 				return refused("the archive has %q: %w", clip(h.Name), err)
 			}
+			if h.PAXRecords["GNU.sparse.major"] != "" || h.PAXRecords["GNU.sparse.size"] != "" {
+				// Nobody packs a content with holes; a kilobyte of them would be
+				// written out as all that may be.
+				return refused("the archive has %q with holes", clip(h.Name))
+			}
 			if h.Size > limit-end {
 				return refused("an archive with more than %d bytes of contents", limit)
 			}

@@ -1,9 +1,12 @@
 package store
 
 import (
+	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -100,4 +103,35 @@ func FuzzSniff(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// TestLoadSparse: a small archive does not become a large file here.
+func TestLoadSparse(t *testing.T) {
+	name := blobPrefix + strings.Repeat("0", 64)
+	block := func(typ byte, name, body string) []byte {
+		h := make([]byte, 512)
+		copy(h, name)
+		copy(h[100:], "0000644\x000000000\x000000000\x00")
+		copy(h[124:], fmt.Sprintf("%011o\x0000000000000\x00        ", len(body)))
+		h[156] = typ
+		copy(h[257:], "ustar\x0000")
+		sum := 0
+		for _, b := range h {
+			sum += int(b)
+		}
+		copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
+		return append(append(h, body...), make([]byte, (512-len(body)%512)%512)...)
+	}
+	pax := ""
+	for _, r := range []string{"GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=" + name, "GNU.sparse.realsize=1073741824"} {
+		n := len(r) + 4 // two digits, a space and a newline
+		pax += fmt.Sprintf("%02d %s\n", n, r)
+	}
+	ar := slices.Concat(block('x', "pax", pax), block('0', "GNUSparseFile.0/x", "0\n"+strings.Repeat("\x00", 510)), make([]byte, 1024))
+	if h, err := tar.NewReader(bytes.NewReader(ar)).Next(); err != nil || h.Size != 1<<30 || h.Name != name {
+		t.Fatalf("the archive is not what it should be: %+v, %v", h, err)
+	}
+	if _, err := open(t).Load(t.Context(), bytes.NewReader(ar), LoadOptions{}); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "holes") {
+		t.Error(err)
+	}
 }
