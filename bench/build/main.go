@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 
 	"github.com/smolvmm/smolvmm/bench/internal/stats"
+	suitebuild "github.com/smolvmm/smolvmm/bench/suite/build"
 )
 
 // What is to be reached (the bench fails otherwise, with -check).
@@ -96,34 +97,34 @@ func (o *options) measure(ctx context.Context, out io.Writer) (missed []string, 
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	from := filepath.Join(dir, "tree")
-	bytes, err := makeFolder(from, o.files, int64(o.megabytes)*1e6)
+	bytes, err := suitebuild.MakeFolder(from, o.files, int64(o.megabytes)*1e6)
 	if err != nil {
 		return nil, err
 	}
-	subjects := []*subject{
-		{name: "builder/image", argv: func(img string) []string { return []string{self, childVerb, from, img} }},
-		{name: "makefs", argv: func(img string) []string { return []string{makefs, "-t", "ffs", "-o", "version=2", img, from} }},
+	subjects := []*suitebuild.Subject{
+		{Name: "builder/image", Argv: func(img string) []string { return []string{self, childVerb, from, img} }},
+		{Name: "makefs", Argv: func(img string) []string { return []string{makefs, "-t", "ffs", "-o", "version=2", img, from} }},
 	}
 	for round := range o.rounds + 1 {
 		for i := range subjects {
 			s := subjects[(i+round)%len(subjects)]
-			if err := s.run(ctx, filepath.Join(dir, "disk.img"), bytes, round > 0); err != nil {
-				return nil, fmt.Errorf("%s: %w", s.name, err)
+			if err := s.Run(ctx, filepath.Join(dir, "disk.img"), bytes, round > 0); err != nil {
+				return nil, fmt.Errorf("%s: %w", s.Name, err)
 			}
 		}
 	}
 	fmt.Fprintf(out, "%d files, %.1f MB, %d rounds in turn; medians (10th, 90th percentile)\n\n", o.files, float64(bytes)/1e6, o.rounds)
 	fmt.Fprintf(out, "| image of a folder | wall, ms | CPU, ms | peak RSS, MiB | on the disk, MB |\n|---|---|---|---|---|\n")
 	for _, s := range subjects {
-		fmt.Fprintf(out, "| %s | %s | %s | %s | %s |\n", s.name, row(s.wall), row(s.cpu), row(s.rss), row(s.disk))
+		fmt.Fprintf(out, "| %s | %s | %s | %s | %s |\n", s.Name, row(s.Wall), row(s.CPU), row(s.RSS), row(s.Disk))
 	}
 	a, b := subjects[0], subjects[1]
-	ratio := stats.Compare(a.wall, b.wall, stats.Ratio)
-	fmt.Fprintf(out, "| ratio [95 %%] | %v | %v | %v | %v |\n", ratio, stats.Compare(a.cpu, b.cpu, stats.Ratio), stats.Compare(a.rss, b.rss, stats.Ratio), stats.Compare(a.disk, b.disk, stats.Ratio))
+	ratio := stats.Compare(a.Wall, b.Wall, stats.Ratio)
+	fmt.Fprintf(out, "| ratio [95 %%] | %v | %v | %v | %v |\n", ratio, stats.Compare(a.CPU, b.CPU, stats.Ratio), stats.Compare(a.RSS, b.RSS, stats.Ratio), stats.Compare(a.Disk, b.Disk, stats.Ratio))
 	if ratio.Value > wantRatio {
 		missed = append(missed, fmt.Sprintf("wall time is %v of makefs's, at most %v", ratio, wantRatio))
 	}
-	if peak := stats.Summarise(a.rss).Median; peak > wantRSS>>20 {
+	if peak := stats.Summarise(a.RSS).Median; peak > wantRSS>>20 {
 		missed = append(missed, fmt.Sprintf("peak memory is %.1f MiB, at most %d", peak, wantRSS>>20))
 	}
 

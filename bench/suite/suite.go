@@ -52,7 +52,7 @@ type part struct {
 
 func parts() []part {
 	return []part{
-		{"boot", 30, (*runner).bootPart}, {"memory", 10, (*runner).memoryPart}, {"density", 3, (*runner).densityPart}, {"disk", 5, (*runner).diskPart}, {"net", 10, (*runner).netPart},
+		{"boot", 30, (*runner).bootPart}, {"memory", 10, (*runner).memoryPart}, {"density", 3, (*runner).densityPart}, {"disk", 5, (*runner).diskPart}, {"net", 10, (*runner).netPart}, {"build", 10, (*runner).buildPart},
 	}
 }
 

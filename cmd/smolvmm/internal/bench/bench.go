@@ -48,7 +48,7 @@ const (
 // Help is its help text.
 const Help = `smolvmm bench measures this smolvmm on this machine, beside other monitors.
 
-Usage: smolvmm bench [flags] boot|memory|density|disk|net|all …
+Usage: smolvmm bench [flags] boot|memory|density|disk|net|build|all …
        smolvmm bench compare [--tolerance 0.05] OLD.json NEW.json
 
 Every program runs the same kernel and image, in turn, from PATH. Tables come
