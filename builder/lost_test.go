@@ -7,6 +7,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/smolvmm/smolvmm/builder/blob"
 	"github.com/smolvmm/smolvmm/builder/tree"
@@ -166,5 +169,42 @@ func TestURootPath(t *testing.T) {
 	res, _ := b.build("FROM u-root\nRUN write /a 1\n")
 	if want := "PATH=" + urootPath; !slices.Contains(res.Image.Config.Env, want) || !slices.Contains(b.runner.steps[0].Env, want) {
 		t.Errorf("%q, %q", res.Image.Config.Env, b.runner.steps[0].Env)
+	}
+}
+
+// TestSwappedForPipe: a file that becomes a pipe after it was looked at is an error
+// and no wait for somebody who writes to it.
+func TestSwappedForPipe(t *testing.T) {
+	b := newBench(t)
+	b.file("f", "before")
+	c, err := openContext(b.dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	s, err := c.sources("f", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(b.dir, "f")
+	if err := errors.Join(os.Remove(name), unix.Mkfifo(name, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	end := make(chan error, 2)
+	go func() {
+		_, err := s[0].node.Content.Open()
+		end <- err
+		_, err = c.readFile("f", 10) // as INCLUDE reads
+		end <- err
+	}()
+	for _, want := range []string{"changed while it was being read", "no regular file"} {
+		select {
+		case err := <-end:
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v, want %s", err, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("it waits for a writer")
+		}
 	}
 }
