@@ -14,6 +14,7 @@
 //	0x9FC00        EBDA, 1 KiB: the MP floating pointer and configuration table
 //	0xA0000        hole up to 1 MiB: not RAM to the guest
 //	0xE0000        ACPI tables, if there are any
+//	0xFFFF0        the reset vector, with them
 //	p_paddr        the kernel's segments
 //	top of RAM     modules, page aligned, below 4 GiB
 //
@@ -48,7 +49,10 @@ const (
 	// ACPIAddr is where Params.ACPI goes, if there is any: in a PC's BIOS, where a
 	// guest also looks for an RSDP that it is not led to (ACPI 6.5 §5.2.5.1).
 	ACPIAddr = 0xE_0000
-	ACPISize = legacyHoleEnd - ACPIAddr
+	ACPISize = resetVector - ACPIAddr
+
+	// resetVector is F000:FFF0, where a PC's BIOS begins.
+	resetVector = 0xF_FFF0
 
 	// MaxModules bounds Params.Modules.
 	MaxModules = 16
@@ -80,6 +84,9 @@ type Params struct {
 	// ACPI are tables made for ACPIAddr, the RSDP first, at most ACPISize bytes;
 	// none is usual. start_info leads to them, and the map reserves their place.
 	ACPI []byte
+	// ResetCode is put at the reset vector, in reach of who leaves for a PC's BIOS
+	// in real mode; 16 bytes at most, and only with ACPI.
+	ResetCode []byte
 	// FreshMemory says that all of mem still reads as zero, so that a BSS
 	// need not be cleared and stays without host memory until it is used.
 	FreshMemory bool
@@ -156,7 +163,7 @@ func Load(mem *guestmem.Memory, kernel File, p Params) (*Entry, error) {
 	if err := checkLimit(p.Cmdline, e.OS); err != nil {
 		return nil, err
 	}
-	e.Map = memoryMap(mem.Ranges(), uint64(len(p.ACPI)))
+	e.Map = memoryMap(mem.Ranges(), len(p.ACPI) > 0)
 	if e.Modules, err = loadModules(mem, p.Modules, img.lowEnd()); err != nil {
 		return nil, err
 	}
@@ -179,6 +186,7 @@ func Load(mem *guestmem.Memory, kernel File, p Params) (*Entry, error) {
 		{bootPage, page},
 		{ebdaAddr, ebda},
 		{ACPIAddr, p.ACPI},
+		{resetVector, p.ResetCode},
 		{biosData + 0x0E, []byte{ebdaAddr >> 4 & 0xFF, ebdaAddr >> 12}},
 		{biosData + 0x13, []byte{ebdaAddr >> 10 & 0xFF, ebdaAddr >> 18}},
 	} {
@@ -198,6 +206,9 @@ func (p *Params) check() error {
 	}
 	if len(p.ACPI) > ACPISize {
 		return fail("", ErrParams, "%d bytes of ACPI tables: at most %d", len(p.ACPI), ACPISize)
+	}
+	if len(p.ResetCode) > legacyHoleEnd-resetVector || len(p.ResetCode) > 0 && len(p.ACPI) == 0 {
+		return fail("", ErrParams, "%d bytes at the reset vector, %d of ACPI tables: at most %d, and only with tables", len(p.ResetCode), len(p.ACPI), legacyHoleEnd-resetVector)
 	}
 	return checkText("kernel command line", p.Cmdline)
 }

@@ -30,14 +30,14 @@ type MapEntry struct {
 
 // memoryMap tells the guest its RAM with a PC's holes: the EBDA is reserved,
 // 0xA0000-0xFFFFF and what lies below 4 GiB without RAM are not mentioned, but for
-// the pages of that many bytes of ACPI tables.
-func memoryMap(ranges []guestmem.Range, acpi uint64) []MapEntry {
+// what a PC's BIOS has, where ACPI tables are there.
+func memoryMap(ranges []guestmem.Range, acpi bool) []MapEntry {
 	m := []MapEntry{
 		{Span{0, ebdaAddr}, TypeRAM},
 		{Span{ebdaAddr, ebdaSize}, TypeReserved},
 	}
-	if acpi > 0 {
-		m = append(m, MapEntry{Span{ACPIAddr, (acpi + guestmem.PageSize - 1) &^ (guestmem.PageSize - 1)}, TypeReserved})
+	if acpi {
+		m = append(m, MapEntry{Span{ACPIAddr, legacyHoleEnd - ACPIAddr}, TypeReserved})
 	}
 	for i, r := range ranges {
 		s := Span{r.GPA, r.Size}

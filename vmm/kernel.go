@@ -36,9 +36,11 @@ func (m *Machine) loadKernel() (regs pvh.Regs, err error) {
 	p := pvh.Params{CPUs: m.cfg.CPUs, LevelPins: levelPins(transports), FreshMemory: true}
 	args := virtioArgs(transports)
 	if m.cfg.ACPI {
-		if p.ACPI, err = acpi.Tables(pvh.ACPIAddr, acpiMachine(m.cfg.CPUs, args)); err != nil {
+		a := acpiMachine(m.cfg.CPUs, args)
+		if p.ACPI, err = acpi.Tables(pvh.ACPIAddr, a); err != nil {
 			return regs, err
 		}
+		p.ResetCode = acpi.ResetCode(a)
 		args = nil // a kernel that reads both would find every device twice
 	}
 	if p.Cmdline, err = pvh.Cmdline(m.cfg.Cmdline, args); err != nil {

@@ -99,6 +99,23 @@ func Tables(base uint32, m Machine) ([]byte, error) {
 	return b, nil
 }
 
+// ResetCode is real-mode code that resets the machine by its reset port, for the
+// reset vector: Linux on a hardware-reduced machine does not look at the FADT's
+// reset register (arch/x86/kernel/reboot.c takes EFI, and where there is none
+// the BIOS). nil where there is no port.
+func ResetCode(m Machine) []byte {
+	if m.ResetPort == 0 {
+		return nil
+	}
+	return []byte{
+		0xBA, byte(m.ResetPort), byte(m.ResetPort >> 8), // mov dx, port
+		0xB0, m.ResetValue, // mov al, value
+		0xEE,       // out dx, al
+		0xF4,       // hlt
+		0xEB, 0xFD, // jmp to the hlt
+	}
+}
+
 // table puts the header (§5.2.6) before a body.
 func table(signature string, revision byte, body []byte) []byte {
 	le := binary.LittleEndian

@@ -128,6 +128,9 @@ func TestRefused(t *testing.T) {
 
 // TestNothing: what a machine lacks is not told.
 func TestNothing(t *testing.T) {
+	if c := ResetCode(Machine{}); c != nil {
+		t.Errorf("reset without a port: % x", c)
+	}
 	b, err := Tables(testBase, Machine{CPUs: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -137,6 +140,12 @@ func TestNothing(t *testing.T) {
 	}
 	if fadt := bytes.Index(b, []byte("FACP")); b[fadt+113]&(1<<2) != 0 || b[fadt+116] != 0 {
 		t.Error("a reset register is there that the machine lacks")
+	}
+}
+
+func TestResetCode(t *testing.T) {
+	if got := ResetCode(machine(1, 0)); !bytes.Equal(got, []byte{0xBA, 0xF9, 0x0C, 0xB0, 0x06, 0xEE, 0xF4, 0xEB, 0xFD}) {
+		t.Errorf("% x", got)
 	}
 }
 
