@@ -190,6 +190,7 @@ func TestProgramsAreStatic(t *testing.T) {
 		abi       elf.OSABI
 	}{
 		{"./cmd/smolvmm", "linux", elf.ELFOSABI_NONE},
+		{"./cmd/smolvmm/smolvmm-full", "linux", elf.ELFOSABI_NONE},
 		{"./cmd/smolinit", "netbsd", elf.ELFOSABI_NETBSD},
 	} {
 		f, err := elf.Open(build(t, c.pkg, "GOOS="+c.goos, "GOARCH=amd64"))

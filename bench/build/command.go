@@ -32,7 +32,7 @@ func (o *options) commands(ctx context.Context, dir, folder string) (b builds, e
 	smolvmm := o.smolvmm
 	if smolvmm == "" {
 		smolvmm = filepath.Join(dir, "smolvmm")
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-o", smolvmm, testimg.Module+"/cmd/smolvmm")
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-o", smolvmm, testimg.Module+"/cmd/smolvmm/smolvmm-full")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly")
 		if said, err := cmd.CombinedOutput(); err != nil {
 			return b, fmt.Errorf("building smolvmm: %w\n%s", err, said)

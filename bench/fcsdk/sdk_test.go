@@ -33,7 +33,7 @@ var build = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	out := filepath.Join(dir, "smolvmm")
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", out, "./cmd/smolvmm")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", out, "./cmd/smolvmm/smolvmm-full")
 	cmd.Dir = "../.."
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly")
 	if b, err := cmd.CombinedOutput(); err != nil {

@@ -44,7 +44,7 @@ func TestAgent(t *testing.T) {
 	if err := testimg.Build(t.Context(), h.Image, spec); err != nil {
 		t.Fatal(err)
 	}
-	need(t, Program(t.Context(), h.Smolvmm, "cmd/smolvmm"))
+	need(t, Program(t.Context(), h.Smolvmm, "cmd/smolvmm/smolvmm-full"))
 	said := onHost(t, h, agentHostVar, "TestAgentOnHost", dir)
 	t.Logf("%s", said)
 }
