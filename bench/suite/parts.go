@@ -41,7 +41,7 @@ func (r *runner) bootPart(ctx context.Context) error {
 	}
 	report.Starts(r.set)
 	report.Bars(r.set)
-	return nil
+	return errors.Join(r.servicePart(ctx), r.phasesPart(ctx))
 }
 
 func (r *runner) memoryPart(ctx context.Context) error {

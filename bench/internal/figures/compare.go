@@ -69,7 +69,7 @@ func Compare(before, after *Set, peers []string, tolerance float64) Comparison {
 	var pairs []pair
 	for _, f := range before.Figures {
 		x := f.Of(Ours)
-		if x == nil || x.Summary.N == 0 {
+		if x == nil || x.Summary.N == 0 || f.Detail {
 			continue
 		}
 		g := after.Figure(f.ID)
@@ -113,7 +113,7 @@ func Compare(before, after *Set, peers []string, tolerance float64) Comparison {
 		c.Changes = append(c.Changes, x)
 	}
 	for _, f := range after.Figures {
-		if y := f.Of(Ours); y != nil && y.Summary.N > 0 && (before.Figure(f.ID) == nil || before.Figure(f.ID).Of(Ours) == nil) {
+		if y := f.Of(Ours); y != nil && y.Summary.N > 0 && !f.Detail && (before.Figure(f.ID) == nil || before.Figure(f.ID).Of(Ours) == nil) {
 			c.Changes = append(c.Changes, Change{ID: f.ID, Unit: f.Unit, After: y.Summary, Verdict: Added})
 		}
 	}

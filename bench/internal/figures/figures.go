@@ -54,10 +54,12 @@ const (
 
 // Figure is something measured of several programs in turn.
 type Figure struct {
-	ID     string   `json:"id"` // such as boot/first-instruction; the suite is before the slash
-	What   string   `json:"what"`
-	Unit   string   `json:"unit"`
-	Better Better   `json:"better"`
+	ID     string `json:"id"` // such as boot/first-instruction; the suite is before the slash
+	What   string `json:"what"`
+	Unit   string `json:"unit"`
+	Better Better `json:"better"`
+	// Detail says that it explains another figure: no comparison judges it.
+	Detail bool     `json:"detail,omitempty"`
 	Series []Series `json:"series"`
 }
 
@@ -234,6 +236,9 @@ func (s *Set) Doubts() (out []string) {
 	}
 	single := 0
 	for _, f := range s.Figures {
+		if f.Detail {
+			continue
+		}
 		var wide []string
 		for _, x := range f.Series {
 			if sp := x.Summary.Spread(); x.Summary.N > 1 && sp > noisySpread {

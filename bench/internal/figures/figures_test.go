@@ -163,6 +163,11 @@ func TestCompare(t *testing.T) {
 			t.Errorf("%s: %s", c.name, b.String())
 		}
 	}
+	detail, slower := made(5, 50, 20, Less), made(9, 50, 20, Less)
+	detail.Figures[0].Detail, slower.Figures[0].Detail = true, true
+	if got := Compare(detail, slower, nil, 0.05); len(got.Changes) != 0 {
+		t.Errorf("a detail was judged: %+v", got.Changes)
+	}
 	other := made(5, 50, 20, Less)
 	other.Host.CPU = "another"
 	if got := Compare(made(5, 50, 20, Less), other, nil, 0.05); len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0], "different machines") {
