@@ -64,7 +64,7 @@ func TestMachines(t *testing.T) {
 	need(t, err)
 	dir := t.TempDir()
 	h := host{Smolvmm: filepath.Join(dir, "smolvmm"), Data: filepath.Join(dir, "data"), Cache: filepath.Join(dir, "cache"), Sets: filepath.Join(dir, "sets")}
-	need(t, netbsd.Program(t.Context(), h.Smolvmm, "cmd/smolvmm"))
+	need(t, netbsd.Program(t.Context(), h.Smolvmm, "cmd/smolvmm/smolvmm-full"))
 	user, err := os.UserCacheDir()
 	must(t, err)
 	box := toolbox.New(toolbox.Options{Cache: filepath.Join(user, "smolvmm", "toolbox"), Progress: func(s string) { t.Log(s) }})
