@@ -52,7 +52,7 @@ func (r *runner) memoryPart(ctx context.Context) error {
 		return err
 	}
 	report.Memory(r.set)
-	return nil
+	return r.growthPart(ctx)
 }
 
 func (r *runner) netPart(ctx context.Context) error {

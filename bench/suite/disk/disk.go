@@ -67,6 +67,9 @@ type Subject struct {
 	status int // with which it ends when the guest ends with 0
 }
 
+// Argv is the command line for a kernel with a mode of the demo guest's on a disk.
+func (s Subject) Argv(kernel, disk, mode string) []string { return s.argv(kernel, disk, mode) }
+
 // Ours is the one that all is about.
 const Ours = figures.Ours
 
