@@ -147,7 +147,7 @@ func (s *Set) Plots() (files map[string][]byte, ids map[string]string) {
 		add(c.ID, "curve", plot.Lines(c.Title, c.X, c.Y, lines(c.Lines)))
 	}
 	for _, f := range s.Figures {
-		if f.Unit != "ms" && f.Unit != "µs" {
+		if f.Detail || f.Unit != "ms" && f.Unit != "µs" {
 			continue
 		}
 		var ls []plot.Line
