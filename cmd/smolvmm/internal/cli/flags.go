@@ -15,17 +15,17 @@ import (
 
 // BootFlags are the flags of a boot, as typed.
 type BootFlags struct {
-	Kernel, Memory, Append, Console, cpu, Confine string
-	vsock                                         string
-	Disks, Initrds, Env, Files, Secrets, Fwcfg    []string
-	CPUs                                          int
-	timeout                                       time.Duration
-	Hugepages, trace, Verbose, Help, version      bool
-	Net                                           network.Flags
-	Plan                                          *network.Plan // of net, by config
-	API                                           ApiFlags
-	Log                                           *slog.Logger   // nil: config makes one
-	Init                                          map[string]any // fields of smolinit's document, besides those of other flags
+	Kernel, Memory, Append, Console, cpu, Confine  string
+	vsock                                          string
+	Disks, Initrds, Env, Files, Secrets, Fwcfg     []string
+	CPUs                                           int
+	timeout                                        time.Duration
+	acpi, Hugepages, trace, Verbose, Help, version bool
+	Net                                            network.Flags
+	Plan                                           *network.Plan // of net, by config
+	API                                            ApiFlags
+	Log                                            *slog.Logger   // nil: config makes one
+	Init                                           map[string]any // fields of smolinit's document, besides those of other flags
 }
 
 // ApiFlags are those of the API, as typed. What they ask for is the full program's.
@@ -83,6 +83,7 @@ func (b *BootFlags) Guest(f *pflag.FlagSet) {
 	f.StringArrayVarP(&b.Files, "file", "E", nil, "file for the guest's command, `NAME=FILE`; repeatable")
 	f.StringArrayVar(&b.Secrets, "secret", nil, "secret from the environment or a file, `NAME[=@FILE]`; repeatable")
 	f.StringArrayVar(&b.Fwcfg, "fw_cfg", nil, "raw item as in QEMU, `name=…,string=…|file=…`; repeatable")
+	f.BoolVar(&b.acpi, "acpi", false, "ACPI tables instead of devices on the command line, for Linux")
 }
 
 // Machine adds the flags that the demo guest takes as well.

@@ -135,6 +135,7 @@ Usage: smolvmm -kernel FILE [-disk FILE]… [flags] [-- COMMAND [ARG]…]
       --log-format text|json, --no-seccomp   the latter is not followed
       --timeout 30s       end the machine after that long
       --hugepages         RAM from the host's reserved 2 MiB pages
+      --acpi              tell of devices by ACPI tables, for a Linux kernel
       --confine MODE      seccomp, Landlock: enforce (default), log, trap, off
       --trace             a line on standard error for every exit of the guest
   -v, --verbose           say what the monitor does
