@@ -211,7 +211,7 @@ func TestForeground(t *testing.T) {
 	if r.Status != 7 || r.Err != "" {
 		t.Errorf("%+v", r)
 	}
-	if vs := y.ps("-a"); len(vs) != 1 || *vs[0].Status != 7 {
+	if vs := y.ps("-a"); len(vs) != 1 || vs[0].Status == nil || *vs[0].Status != 7 {
 		t.Errorf("%+v", vs)
 	}
 	if r := clitest.Finish(t, y.cmd("wait", "seven")); r.Status != 7 || r.Out != "7\n" {

@@ -75,7 +75,11 @@ func (m *Machine) takeJournal(b []byte) {
 		for i, a := range r.Addrs {
 			r.Addrs[i] = Short(a, maxText)
 		}
-		m.Last = r
+		// The end is the end: word that the guest was ready may come in behind it,
+		// as it is written beside the guest's run.
+		if m.Last.State != Ended {
+			m.Last = r
+		}
 		switch r.State {
 		case Running:
 			m.Started, m.Addrs = r.Time, r.Addrs
