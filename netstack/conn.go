@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -18,6 +19,11 @@ import (
 // are errnos like those of the host's own sockets. A TCP one has CloseRead,
 // CloseWrite and SetLinger with the meaning they have in net.TCPConn.
 type conn struct {
+	s         *Stack // whose list of flows it is on until Close
+	began     time.Time
+	inbound   bool
+	sent, got atomic.Uint64 // payload bytes of the guest's, and for it
+
 	ep            tcpip.Endpoint
 	wq            *waiter.Queue
 	network       string
@@ -32,8 +38,8 @@ type conn struct {
 	closed chan struct{}
 }
 
-func newConn(network string, ep tcpip.Endpoint, wq *waiter.Queue) *conn {
-	c := &conn{ep: ep, wq: wq, network: network, closed: make(chan struct{})}
+func (s *Stack) newConn(network string, ep tcpip.Endpoint, wq *waiter.Queue, inbound bool) *conn {
+	c := &conn{s: s, began: time.Now(), inbound: inbound, ep: ep, wq: wq, network: network, closed: make(chan struct{})}
 	c.rEntry, c.readable = waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
 	c.wEntry, c.writable = waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
 	wq.EventRegister(&c.rEntry)
@@ -44,6 +50,7 @@ func newConn(network string, ep tcpip.Endpoint, wq *waiter.Queue) *conn {
 	if a, err := ep.GetRemoteAddress(); err == nil {
 		c.remote = netAddr(network, a)
 	}
+	s.conns.add(c)
 	return c
 }
 
@@ -101,6 +108,7 @@ func (c *conn) Read(b []byte) (int, error) {
 		res, err := c.ep.Read(&w, tcpip.ReadOptions{})
 		switch err.(type) {
 		case nil:
+			c.sent.Add(uint64(res.Count))
 			return res.Count, nil
 		case *tcpip.ErrClosedForReceive:
 			return 0, io.EOF
@@ -126,6 +134,7 @@ func (c *conn) fill(b []byte, release func(), again func() []byte) (int, error) 
 		res, err := c.ep.Read(&w, tcpip.ReadOptions{})
 		switch err.(type) {
 		case nil:
+			c.sent.Add(uint64(res.Count))
 			return res.Count, nil
 		case *tcpip.ErrClosedForReceive:
 			return 0, io.EOF
@@ -153,6 +162,7 @@ func (c *conn) Write(b []byte) (int, error) {
 		r.Reset(b[done:])
 		n, err := c.ep.Write(&r, tcpip.WriteOptions{})
 		done += int(n)
+		c.got.Add(uint64(n))
 		switch err.(type) {
 		case nil:
 			if done >= len(b) {
@@ -173,6 +183,7 @@ func (c *conn) Write(b []byte) (int, error) {
 func (c *conn) Close() error {
 	err := c.opError("close", net.ErrClosed)
 	c.once.Do(func() {
+		c.s.conns.remove(c)
 		c.wq.EventUnregister(&c.rEntry)
 		c.wq.EventUnregister(&c.wEntry)
 		close(c.closed)

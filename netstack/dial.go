@@ -151,7 +151,7 @@ func (s *Stack) dial(ctx context.Context, kind string, to netip.AddrPort) (net.C
 		ep.Close()
 		return nil, errno(terr)
 	}
-	return newConn(kind, ep, wq), nil
+	return s.newConn(kind, ep, wq, true), nil
 }
 
 // Listen opens a TCP port at the gateway's address, which the guest reaches and
@@ -223,7 +223,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			c, wq, terr := ep.Accept(nil)
 			switch terr.(type) {
 			case nil:
-				return newConn("tcp", c, wq), nil
+				return l.stack.newConn("tcp", c, wq, false), nil
 			case *tcpip.ErrWouldBlock:
 			default:
 				return nil, &net.OpError{Op: "accept", Net: "tcp", Addr: l.Addr(), Err: net.ErrClosed}

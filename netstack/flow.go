@@ -45,6 +45,10 @@ type flow struct {
 	key  flowKey
 	idle time.Duration
 	last atomic.Int64 // when it was used, Unix nanoseconds
+
+	began     time.Time
+	sent, got atomic.Uint64 // payload bytes of the guest's, and for it
+
 	gone context.Context
 	end  context.CancelFunc
 
@@ -87,8 +91,8 @@ func (t *flowTable) open(key flowKey, addr string, idle time.Duration) *flow {
 	if !s.enter() {
 		return nil
 	}
-	f := &flow{t: t, key: key, idle: idle}
-	f.last.Store(time.Now().UnixNano())
+	f := &flow{t: t, key: key, idle: idle, began: time.Now()}
+	f.last.Store(f.began.UnixNano())
 	f.gone, f.end = context.WithCancel(s.ctx)
 	t.mu.Lock()
 	if old := t.flows[key]; old != nil || t.closed { // by another queue's Send meanwhile
@@ -229,6 +233,7 @@ func (f *flow) writeNow(payload []byte) {
 		err := f.writeOnce(payload)
 		switch {
 		case err == nil:
+			f.sent.Add(uint64(len(payload)))
 			return
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOBUFS):
 			s.stats.flowDrops.Add(1)
@@ -291,6 +296,7 @@ func (f *flow) read(conn net.Conn) {
 		switch {
 		case err == nil:
 			f.last.Store(time.Now().UnixNano())
+			f.got.Add(uint64(n))
 			f.deliver((*buf)[:n])
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			if time.Since(time.Unix(0, f.last.Load())) >= f.idle {

@@ -41,6 +41,7 @@ type Stack struct {
 
 	tcp     tcpForwarder
 	udp     flowTable
+	conns   connTable
 	buffers buffers
 
 	ctx    context.Context // ends with Close

@@ -212,7 +212,7 @@ func (s *Stack) connect(req *tcp.ForwarderRequest) {
 		return
 	}
 	s.tuneConn(ep)
-	guest := newConn("tcp", ep, wq)
+	guest := s.newConn("tcp", ep, wq, false)
 	s.stats.connectionsTotal.Add(1)
 	s.stats.connections.Add(1)
 	defer s.stats.connections.Add(-1)
