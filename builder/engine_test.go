@@ -72,6 +72,28 @@ CMD ["--serve"]
 	}
 }
 
+// TestPlaces: what an image cannot have is refused where the Dockerfile sets it.
+func TestPlaces(t *testing.T) {
+	b := newBench(t)
+	for text, want := range map[string]string{
+		"STOPSIGNAL a b":                         `Dockerfile:3:1: stop_signal "a b"`,
+		"CMD [\"\"]":                             "Dockerfile:3:1: cmd[0] is empty",
+		"ENTRYPOINT [\"\"]":                      "Dockerfile:3:1: entrypoint[0] is empty",
+		"WORKDIR " + strings.Repeat("/aaa", 300): "Dockerfile:3:1: working_dir",
+		"VOLUME " + strings.Repeat("/aaa", 300):  "Dockerfile:3:1: volumes",
+		"USER a/b":                               `Dockerfile:3:1: user "a/b"`,
+		"ENV A-B=1":                              `Dockerfile:3:5: "A-B" is no name of a variable`,
+		"LABEL a=1 smolbsd.imgsize=x":            "Dockerfile:3:11: LABEL smolbsd.imgsize=\"x\": it must be a number",
+		"LABEL smolbsd.publish=1:2:3":            "Dockerfile:3:7: LABEL smolbsd.publish",
+		"LABEL smolvmm.layout=zfs":               "Dockerfile:3:7: LABEL smolvmm.layout",
+	} {
+		b.fails("FROM base,etc\nARG X=1\n"+text+"\nRUN x\n", want)
+	}
+	if len(b.runner.steps) != 0 {
+		t.Error("a step was executed before the mistake was told")
+	}
+}
+
 // TestCached: an unchanged build does nothing; what changes is done, and what
 // follows it.
 func TestCached(t *testing.T) {
@@ -197,7 +219,7 @@ EOF
 		t.Errorf("%v", err)
 	}
 	b.fails("FROM base,etc\nUSER nobody\nRUN x\n", `USER nobody: there is no user "nobody" in the image's etc/passwd`)
-	b.fails("FROM base,etc\nUSER nobody\n", `there is no user "nobody"`)
+	b.fails("FROM base,etc\nENV A=1\nUSER nobody\nENV B=1\n", `Dockerfile:3:1: USER nobody: there is no user "nobody"`)
 	b.fails("FROM base,etc\nRUN --mount=type=secret,id=no,required x\n", "Dockerfile:2:5: the secret no is not given: --secret no")
 	b.o.Runner = nil
 	b.fails("FROM base,etc\nRUN x1\n", "RUN needs a machine")

@@ -141,7 +141,11 @@ func (e *engine) bootable(ctx context.Context, st *state, cfg *spec.Config, init
 	who := identity{}
 	if cfg.User != "" {
 		if who, err = lookup(root, cfg.User); err != nil {
-			return fmt.Errorf("USER %s: %w", cfg.User, err)
+			err = fmt.Errorf("USER %s: %w", cfg.User, err)
+			if st.userAt.Line > 0 {
+				err = locate(st.userAt, err)
+			}
+			return err
 		}
 	}
 	cfg.UID, cfg.GID, cfg.Groups = who.uid, who.gid, who.groups

@@ -27,6 +27,7 @@ type state struct {
 	vars    *dialect.Vars
 	shell   []string
 	user    string
+	userAt  dialect.Pos // of the USER that says so; the zero value is none of this file
 	cfg     spec.Config // all but what vars and user have
 	publish []string
 	// base is what the first of the stages that this one is made of began with:
@@ -345,7 +346,7 @@ func (st *state) inherit(o *state, escape rune) {
 	st.key, st.digest, st.root, st.base = o.key, o.digest, o.root, o.base
 	st.vars = dialect.NewVars(escape, o.vars.Env())
 	st.shell = slices.Clone(o.shell)
-	st.user = o.user
+	st.user, st.userAt = o.user, o.userAt
 	st.cfg = o.cfg
 	st.cfg.Labels = maps.Clone(o.cfg.Labels)
 	st.cfg.ExposedPorts = slices.Clone(o.cfg.ExposedPorts)

@@ -177,6 +177,20 @@ func TestExpansion(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "at most 65536") {
 		t.Error(err)
 	}
+	for _, given := range []string{"a\xff", "a\x00"} {
+		if _, _, err := v.ArgValue(&Arg{Base: *b, Name: "X"}, map[string]string{"X": given}, nil); err == nil || !strings.Contains(err.Error(), "not UTF-8") {
+			t.Errorf("%q: %v", given, err)
+		}
+	}
+	for _, name := range []string{"A.B", "1A", "A B", strings.Repeat("A", 256)} {
+		if _, err := v.ExpandEnv(&Env{Base: *b, Pairs: []Pair{{name, "x"}}}); err == nil || !strings.Contains(err.Error(), "Dockerfile:2:1: ") || !strings.Contains(err.Error(), "no name of a variable") {
+			t.Errorf("ENV %s: %v", name, err)
+		}
+	}
+	r := parse(t, "FROM base\nRUN --mount=type=secret,id=x,env=$EMPTY.B true\n").Stages[0].Steps[0].(*Run)
+	if _, err := v.ExpandRun(r); err == nil || !strings.Contains(err.Error(), `Dockerfile:2:40: ".B" is no name of a variable`) {
+		t.Error(err)
+	}
 	if _, err := v.word(b, strings.Repeat("$A", 1000)); err == nil || !strings.Contains(err.Error(), "could become more than 8 MiB") {
 		t.Error(err)
 	}

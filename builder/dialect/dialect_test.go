@@ -112,7 +112,9 @@ func TestErrors(t *testing.T) {
 		{"FROM base\nINCLUDE no.inc\n", "Dockerfile:2:9: INCLUDE no.inc: file does not exist; paths count from the build context"},
 		{"# escape=x\nFROM base\n", "invalid escape token"},
 		{"FROM base\n\x00\n", "Dockerfile:2:1: a NUL byte"},
-		{"FROM base\nRUN " + strings.Repeat("x", 70000) + "\n", "greater than max allowed size"},
+		{"FROM base\nENV A=é\xff\n", "Dockerfile:2:8: this is not UTF-8; convert"},
+		{"FROM base\nRUN <<E\nx\n\xe9\nE\n", "Dockerfile:4:1: this is not UTF-8"},
+		{"FROM base\nRUN " + strings.Repeat("x", 70000) + "\n", "Dockerfile:2:1: the line has 70004 bytes, at most 65520"},
 	} {
 		_, err := Parse("Dockerfile", []byte(c.text), with())
 		if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -126,6 +128,14 @@ func TestErrors(t *testing.T) {
 		if strings.Contains(err.Error(), "\n") {
 			t.Errorf("%.60q: more than a line: %v", c.text, err)
 		}
+	}
+}
+
+// TestLongLine: what the bound of a line lets pass, BuildKit's parser takes.
+func TestLongLine(t *testing.T) {
+	f := parse(t, "FROM base\nRUN x<<E "+strings.Repeat("x", maxLine-len("RUN x<<E \r"))+"\r\nE\n")
+	if r := step[*Run](t, f, 0); len(r.Heredocs) != 1 {
+		t.Errorf("%+v", r.Heredocs)
 	}
 }
 

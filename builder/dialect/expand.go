@@ -1,6 +1,9 @@
 package dialect
 
-import "strings"
+import (
+	"strings"
+	"unicode/utf8"
+)
 
 // The methods of this file give a copy of an instruction whose variables are
 // expanded, as Docker has it: RUN's, CMD's and ENTRYPOINT's text is left to the
@@ -13,8 +16,11 @@ func (s *Stage) ExpandFrom(v *Vars) (string, error) { return v.word(&s.line, s.F
 // are the caller's, global those from before the first FROM.
 func (v *Vars) ArgValue(a *Arg, given, global map[string]string) (string, bool, error) {
 	if s, ok := given[a.Name]; ok {
-		if len(s) > maxValue {
+		switch {
+		case len(s) > maxValue:
 			return "", false, a.Errorf(a.Name, "the value of %s has %d bytes, at most %d", a.Name, len(s), maxValue)
+		case !utf8.ValidString(s) || strings.IndexByte(s, 0) >= 0:
+			return "", false, a.Errorf(a.Name, "the value that %s is given is not UTF-8, or has a NUL byte", a.Name)
 		}
 		return s, true, nil
 	}
@@ -37,11 +43,19 @@ func (v *Vars) ExpandEnv(e *Env) (*Env, error) {
 		return nil, err
 	}
 	for _, p := range out.Pairs {
-		if !validName(p.Name) {
-			return nil, e.Errorf(p.Name, "%q is no name of a variable", p.Name).hint("letters, digits and underscores, no digit first")
+		if err := e.variable(p.Name); err != nil {
+			return nil, err
 		}
 	}
 	return &out, nil
+}
+
+// variable holds a name to what a shell, and smolinit, take for one.
+func (b *Base) variable(name string) error {
+	if !validName(name) {
+		return b.Errorf(name, "%.300q is no name of a variable", name).hint("letters, digits and underscores, no digit first, at most 255")
+	}
+	return nil
 }
 
 // ExpandLabel expands a LABEL.
@@ -97,6 +111,11 @@ func (v *Vars) ExpandRun(r *Run) (*Run, error) {
 		for _, f := range []*string{&m.ID, &m.Target, &m.Source, &m.From, &m.Env} {
 			var err error
 			if *f, err = v.word(&r.Base, *f); err != nil {
+				return nil, err
+			}
+		}
+		if m.Env != "" {
+			if err := r.variable(m.Env); err != nil {
 				return nil, err
 			}
 		}

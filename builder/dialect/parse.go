@@ -1,10 +1,12 @@
 package dialect
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"io/fs"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 )
@@ -59,7 +61,16 @@ func (p *fileParser) parse(name string, text []byte, depth int) error {
 	if i := bytes.IndexByte(text, 0); i >= 0 {
 		return errorf(Pos{File: name, Line: 1 + bytes.Count(text[:i], []byte("\n")), Col: 1}, "a NUL byte: this is no text file")
 	}
+	if pos, ok := notUTF8(name, text); ok {
+		// What JSON carries, variables and commands, would arrive changed.
+		return errorf(pos, "this is not UTF-8").hint("convert the file: iconv -f latin1 -t utf-8")
+	}
 	src := newSource(name, text)
+	for i, l := range src.lines {
+		if len(l) > maxLine {
+			return errorf(Pos{File: name, Line: i + 1, Col: 1}, "the line has %d bytes, at most %d", len(l), maxLine)
+		}
+	}
 	res, err := parser.Parse(bytes.NewReader(loosen(text)))
 	if err != nil {
 		if depth > 0 && strings.Contains(cause(err), "file with no instructions") {
@@ -90,6 +101,30 @@ func (p *fileParser) parse(name string, text []byte, depth int) error {
 		}
 	}
 	return nil
+}
+
+// maxLine is as much of a line as BuildKit's parser reads, in bytes, with the end of
+// the line and the space that loosen may put in.
+const maxLine = bufio.MaxScanTokenSize - 16
+
+// notUTF8 gives the place of the first byte that is no UTF-8.
+func notUTF8(name string, text []byte) (Pos, bool) {
+	if utf8.Valid(text) {
+		return Pos{}, false
+	}
+	line := 0
+	for l := range bytes.Lines(text) {
+		line++
+		col := 1
+		for len(l) > 0 {
+			r, n := utf8.DecodeRune(l)
+			if r == utf8.RuneError && n == 1 {
+				return Pos{File: name, Line: line, Col: col}, true
+			}
+			l, col = l[n:], col+1
+		}
+	}
+	return Pos{}, false
 }
 
 // syntax gives an error of BuildKit's parser our form.

@@ -23,7 +23,7 @@ type Init struct {
 
 // ToInit gives the document for c: args replace Cmd, env goes over Env.
 func (c *Config) ToInit(args []string, env map[string]string) (Init, error) {
-	if err := c.validate(); err != nil {
+	if err := c.Validate(); err != nil {
 		return Init{}, fmt.Errorf("config: %w", err)
 	}
 	doc := Init{

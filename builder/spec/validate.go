@@ -62,7 +62,7 @@ func (img *Image) Validate() error {
 	if err := img.Disk.validate(); err != nil {
 		return fmt.Errorf("disk: %w", err)
 	}
-	if err := img.Config.validate(); err != nil {
+	if err := img.Config.Validate(); err != nil {
 		return fmt.Errorf("config: %w", err)
 	}
 	return nil
@@ -147,7 +147,8 @@ func device(s string) bool {
 		(digits == "" || len(digits) == 1 && digits[0] >= 'a' && digits[0] <= 'p')
 }
 
-func (c *Config) validate() error {
+// Validate checks a config by itself; its errors name the field.
+func (c *Config) Validate() error {
 	for _, l := range []struct {
 		name string
 		list []string
@@ -298,7 +299,7 @@ func variable(s string) bool {
 
 func absolute(p string) error {
 	if len(p) > maxPath || !path.IsAbs(p) || path.Clean(p) != p {
-		return fmt.Errorf("%q: want an absolute path without . and ..", p)
+		return fmt.Errorf("%.100q: want an absolute path without . and .., of at most %d bytes", p, maxPath)
 	}
 	return nil
 }
