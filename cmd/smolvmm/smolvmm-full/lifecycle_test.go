@@ -27,11 +27,7 @@ type yard struct {
 func newYard(t testing.TB) *yard {
 	t.Helper()
 	clitest.NeedKVM(t)
-	// Not the test's own folder, whose name is too long for a socket's.
-	dir, err := os.MkdirTemp("", "smolvmm-y")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := clitest.Folder(t)
 	y := &yard{TB: t, dir: dir, kernel: clitest.DemoKernel(t, dir), disk: filepath.Join(dir, "disk.img")}
 	if err := os.WriteFile(y.disk, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
@@ -269,6 +265,9 @@ func TestReady(t *testing.T) {
 		{"exit=0", []string{"--ready", "console:never"}, 1, "ended before it was ready"},
 		{"triple", []string{"--ready", "console:never"}, 121, "triple fault"},
 		{"hlt", []string{"--ready", "console:never", "--ready-timeout", "300ms"}, 124, "not ready in time: --ready console:never did not come in 300ms"},
+		{"hlt", []string{"--ready", "agent", "--ready-timeout", "300ms"}, 124, "not ready in time: --ready agent did not come in 300ms"},
+		{"exit=3", []string{"--ready", "agent"}, 3, ""},
+		{"exit=3", []string{"--ready", "agent:1"}, 2, "-ready"},
 		{"hlt", []string{"--disk", "/no/such"}, 2, "/no/such"},
 		{"hlt", []string{"--ready", "console:("}, 2, "-ready"},
 		{"hlt", []string{"--ready", "port:70000"}, 2, "-ready"},

@@ -30,7 +30,25 @@ const AsProgram = "SMOLVMM_TEST_AS_PROGRAM"
 
 var environ = slices.Clip(os.Environ())
 
-var buildDir = filepath.Join(os.TempDir(), fmt.Sprintf("smolvmm-test-%d", os.Getpid()))
+// scratch is a folder that goes with this process, however it ends. Its name is short:
+// a socket's path has 107 bytes.
+var scratch = sync.OnceValue(func() string {
+	dir, err := os.MkdirTemp("", "smolvmm-test-")
+	if err != nil {
+		panic(err)
+	}
+	return dir
+})
+
+// Folder makes a folder with a short name.
+func Folder(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(scratch(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
 
 // Program gives the program under test and its environment: a build of both as
 // users have it, or this test binary.
@@ -43,13 +61,14 @@ var Program = sync.OnceValues(func() (path string, env []string) {
 	if err != nil {
 		return self, []string{AsProgram + "=run"}
 	}
-	if err := os.Mkdir(buildDir, 0o700); err != nil {
+	dir := filepath.Join(scratch(), "bin")
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		panic(err)
 	}
-	path = filepath.Join(buildDir, "smolvmm")
-	c := exec.Command(tool, "build", "-o", buildDir, "github.com/smolvmm/smolvmm/cmd/smolvmm", "github.com/smolvmm/smolvmm/cmd/smolvmm/smolvmm-full")
+	path = filepath.Join(dir, "smolvmm")
+	c := exec.Command(tool, "build", "-o", dir, "github.com/smolvmm/smolvmm/cmd/smolvmm", "github.com/smolvmm/smolvmm/cmd/smolvmm/smolvmm-full")
 	// As we were started: a test may have moved the cache folder since.
-	c.Env = append(environ, "CGO_ENABLED=0")
+	c.Env = append(environ, "CGO_ENABLED=0", markName+"="+os.Getenv(markName))
 	if out, err := c.CombinedOutput(); err != nil {
 		panic(fmt.Sprintf("go build: %v\n%s", err, out))
 	}
@@ -282,8 +301,13 @@ func DemoKernel(t testing.TB, dir string) string {
 }
 
 // Main runs the tests of a package, in whose test binary the program is what
-// asProgram names and the like of it; see there.
+// asProgram names and the like of it; see there. It fails where a test has left a
+// process behind.
 func Main(m *testing.M) {
+	if os.Args[0] == guardName {
+		guardMain()
+		return
+	}
 	// Started from a script's background, we have signals ignored, which our
 	// children would inherit: a handler that does nothing they do not.
 	for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT} {
@@ -291,7 +315,19 @@ func Main(m *testing.M) {
 			signal.Notify(make(chan os.Signal, 1), sig)
 		}
 	}
+	mark := fmt.Sprintf("%d-%d", os.Getpid(), time.Now().UnixNano())
+	os.Setenv(markName, mark)
+	guard, err := startGuard(mark)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "guard:", err)
+		os.Exit(1)
+	}
 	code := m.Run()
-	os.RemoveAll(buildDir)
+	for _, p := range endAll(mark, endsByItself) {
+		fmt.Fprintln(os.Stderr, "FAIL: a test left a process behind:", p)
+		code = 1
+	}
+	os.RemoveAll(scratch())
+	guard.Close() // which tells it that we have ended
 	os.Exit(code)
 }
