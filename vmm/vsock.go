@@ -47,6 +47,9 @@ func (m *Machine) addVsock(v Vsock) error {
 	return m.addVirtio("vsock", d, d.Close)
 }
 
+// HasVsock says whether the machine has the device.
+func (m *Machine) HasVsock() bool { return m.vsock != nil }
+
 // DialVsock connects to a port of the guest's. It waits for the guest's driver, and
 // then for its answer.
 func (m *Machine) DialVsock(ctx context.Context, port uint32) (*VsockConn, error) {

@@ -115,7 +115,7 @@ func TestAgentOnHost(t *testing.T) {
 	defer smolvmm(nil, "cleanup", "--all")
 	for _, netArgs := range [][]string{nil, {"-net", "none"}} {
 		name := fmt.Sprint("m", len(netArgs))
-		args := append(append([]string{"run", "-d", "--name", name, "-kernel", h.Kernel, "-disk", h.Image + ",overlay", "-m", "128"}, netArgs...), "--", "agentcheck", "wait")
+		args := append(append([]string{"run", "-d", "--name", name, "--ready", "agent", "-kernel", h.Kernel, "-disk", h.Image + ",overlay", "-m", "128"}, netArgs...), "--", "agentcheck", "wait")
 		if out, errs, st := smolvmm(nil, args...); st != 0 || strings.TrimSpace(out) != name {
 			t.Fatalf("%q %q %d", out, errs, st)
 		}

@@ -191,7 +191,7 @@ func (a *apiServer) Running(_ context.Context, m *vmm.Machine, nw *network.Netwo
 	a.m, a.nw, a.ran = m, nw, true
 	a.mu.Unlock()
 	if a.agent != nil {
-		a.agent.dial = nw.DialGuest
+		a.agent.reach(m, nw)
 		a.server.SetAgent(a.agent)
 	}
 	go func() {

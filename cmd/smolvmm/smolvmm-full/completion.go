@@ -61,7 +61,7 @@ func takesValue(f *pflag.Flag) bool { return f.NoOptDefVal == "" }
 func valuesOf(name string) []string {
 	return map[string][]string{
 		"format": {"table", "json"}, "confine": {"enforce", "log", "trap", "off"}, "console": {"stdio", "none", "pty", "file:", "unix:"},
-		"cpu": {"host", "baseline"}, "ready": {"start", "mark", "console:", "port:"}, "log-format": {"text", "json"}, "net": {"user", "none"},
+		"cpu": {"host", "baseline"}, "ready": {"start", "mark", "agent", "console:", "port:"}, "log-format": {"text", "json"}, "net": {"user", "none"},
 		"egress": {"deny-all", "allow", "deny"},
 	}[name]
 }

@@ -23,7 +23,8 @@ type namedMachine struct {
 	patience time.Duration // until ready, for who waits
 	parent   *parent
 	log      *slog.Logger
-	onRun    func() // the guest is about to run
+	onRun    func()      // the guest is about to run
+	agent    *guestAgent // in the guest, if it is one that has it
 
 	once   sync.Once
 	cancel context.CancelCauseFunc
@@ -80,7 +81,7 @@ func (t *tee) Write(p []byte) (int, error) {
 }
 
 // Running says that the guest is about to run.
-func (n *namedMachine) Running(ctx context.Context, _ *vmm.Machine, nw *network.Network) error {
+func (n *namedMachine) Running(ctx context.Context, m *vmm.Machine, nw *network.Network) error {
 	n.onRun()
 	if err := n.claim.Note(machines.Record{State: machines.Running, Addrs: nw.Addrs()}); err != nil {
 		return err
@@ -97,15 +98,23 @@ func (n *namedMachine) Running(ctx context.Context, _ *vmm.Machine, nw *network.
 	case "start":
 		n.isReady("start")
 	case "port":
-		n.waits.Go(func() {
-			if err := nw.Answers(ctx, n.ready.port); err == nil {
-				n.isReady(fmt.Sprintf("port %d answers", n.ready.port))
-			} else if ctx.Err() == nil {
-				n.cancel(fmt.Errorf("%w: %w", cli.ErrLate, err))
-			}
-		})
+		n.whenAnswers(ctx, fmt.Sprintf("port %d answers", n.ready.port), func() error { return nw.Answers(ctx, n.ready.port) })
+	case "agent":
+		n.agent.reach(m, nw)
+		n.whenAnswers(ctx, "the agent answers", func() error { return n.agent.answers(ctx) })
 	}
 	return nil
+}
+
+// whenAnswers makes the guest ready when ask returns; its error ends the machine.
+func (n *namedMachine) whenAnswers(ctx context.Context, why string, ask func() error) {
+	n.waits.Go(func() {
+		if err := ask(); err == nil {
+			n.isReady(why)
+		} else if ctx.Err() == nil {
+			n.cancel(fmt.Errorf("%w: %w", cli.ErrLate, err))
+		}
+	})
 }
 
 // isReady says that the guest is ready, and why; the first counts.

@@ -11,7 +11,7 @@ import (
 
 // readiness is what --ready says.
 type readiness struct {
-	kind  string // start, mark, console or port
+	kind  string // start, mark, agent, console or port
 	mark  byte   // with kind mark; 0: any that says so
 	regex *regexp.Regexp
 	port  uint16
@@ -24,7 +24,7 @@ const (
 	markReady = 17 // for guests that know better
 )
 
-const readyForms = "must be start, mark, mark:N, console:REGEX or port:N"
+const readyForms = "must be start, mark, mark:N, agent, console:REGEX or port:N"
 
 // maxRegex bounds an expression, in bytes; its time is linear in its length.
 const maxRegex = 4096
@@ -33,7 +33,7 @@ func parseReady(s string) (r readiness, err error) {
 	kind, value, has := strings.Cut(s, ":")
 	r.kind, r.text = kind, s
 	switch {
-	case kind == "start" && !has, kind == "mark" && !has:
+	case !has && (kind == "start" || kind == "mark" || kind == "agent"):
 		return r, nil
 	case kind == "mark":
 		n, err := strconv.ParseUint(value, 10, 8)

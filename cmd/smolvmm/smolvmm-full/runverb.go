@@ -37,7 +37,7 @@ changes go to an overlay that rm removes, unless --persist.
       --persist        changes go to the image itself
   -v, --volume FILE[:FOLDER][:ro]   one more disk, mounted at the guest's folder
       --env-file FILE  lines K=V, as with -e
-      --ready WHAT     start, mark[:N], console:REGEX or port:N (default mark)
+      --ready WHAT     mark[:N] (default), start, agent, console:REGEX, port:N
       --ready-timeout TIME   how long -d waits for that (default 60s)
       --verify KEY     run only an image that was signed with KEY
   -k, -m, -c, -a, -p, -e, -E, --secret, --disk, --net, --egress and every other
@@ -73,7 +73,7 @@ func (r *runFlags) set() *pflag.FlagSet {
 	f.BoolVar(&r.persist, "persist", false, "changes go to the image itself, not to an overlay")
 	f.StringArrayVarP(&r.volumes, "volume", "v", nil, "one more disk, `FILE[:FOLDER][:ro]`; repeatable")
 	f.StringArrayVar(&r.envFiles, "env-file", nil, "`FILE` with variables, lines K=V; repeatable")
-	f.StringVar(&r.ready, "ready", "mark", "`WHAT` makes it ready: start, mark[:N], console:REGEX or port:N")
+	f.StringVar(&r.ready, "ready", "mark", "`WHAT` makes it ready: start, mark[:N], agent, console:REGEX or port:N")
 	r.readyTimeout = time.Minute
 	f.Var((*cli.Duration)(&r.readyTimeout), "ready-timeout", "`TIME` that -d waits for the guest to be ready")
 	f.StringVar(&r.verify, "verify", "", "run only an image that was signed with `KEY`")
@@ -168,6 +168,7 @@ func runCommand(args []string, s cli.Streams) (err error) {
 		cli.Wipe(cfg.Items)
 		return err
 	}
+	n.agent = a.agent
 	o.Attached = []cli.Attachment{n, a}
 	return cli.RunMachine(cfg, o, s)
 }
