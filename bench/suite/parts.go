@@ -41,6 +41,7 @@ func (r *runner) bootPart(ctx context.Context) error {
 	}
 	report.Starts(r.set)
 	report.Bars(r.set)
+	boot.Program(r.set, r.set.Program.Stripped)
 	return errors.Join(r.servicePart(ctx), r.phasesPart(ctx))
 }
 

@@ -48,11 +48,18 @@ type part struct {
 	name   string
 	rounds int // by itself
 	run    func(r *runner, ctx context.Context) error
+	apart  bool // not one of all: it measures again what another does
 }
 
 func parts() []part {
 	return []part{
-		{"boot", 30, (*runner).bootPart}, {"memory", 10, (*runner).memoryPart}, {"density", 3, (*runner).densityPart}, {"disk", 5, (*runner).diskPart}, {"net", 10, (*runner).netPart}, {"build", 10, (*runner).buildPart},
+		{name: "boot", rounds: 30, run: (*runner).bootPart},
+		{name: "memory", rounds: 10, run: (*runner).memoryPart},
+		{name: "density", rounds: 3, run: (*runner).densityPart},
+		{name: "disk", rounds: 5, run: (*runner).diskPart},
+		{name: "net", rounds: 10, run: (*runner).netPart},
+		{name: "build", rounds: 10, run: (*runner).buildPart},
+		{name: "gate", rounds: 10, run: (*runner).gatePart, apart: true},
 	}
 }
 
@@ -60,6 +67,16 @@ func parts() []part {
 func Names() (out []string) {
 	for _, p := range parts() {
 		out = append(out, p.name)
+	}
+	return out
+}
+
+// All are those that measure different things.
+func All() (out []string) {
+	for _, p := range parts() {
+		if !p.apart {
+			out = append(out, p.name)
+		}
 	}
 	return out
 }
@@ -116,7 +133,7 @@ func Run(ctx context.Context, o Options) (_ *Results, err error) {
 		return nil, fmt.Errorf("%s version: %w", o.Program, err)
 	}
 	line, _, _ := strings.Cut(string(said), "\n")
-	r.set.Program = figures.Program{Version: strings.TrimSpace(line), Bytes: st.Size()}
+	r.set.Program = figures.Program{Version: strings.TrimSpace(line), Bytes: st.Size(), Stripped: boot.Stripped(o.Program, st.Size())}
 	before, err := machine.ReadUsage()
 	if err != nil {
 		return nil, err

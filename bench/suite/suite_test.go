@@ -118,3 +118,17 @@ func TestRun(t *testing.T) {
 		t.Error(Names(), Peers(), Loads())
 	}
 }
+
+func TestMissed(t *testing.T) {
+	reached, doubtful := figures.Goal{What: "a", Verdict: stats.Reached}, figures.Goal{What: "b", Verdict: stats.Unsettled}
+	lost := figures.Goal{What: "c", Bound: 0.3, Figure: stats.Interval{Value: 2, Low: 1, High: 3}, Verdict: stats.Missed}
+	if err := missed([]figures.Goal{reached, doubtful}); err != nil {
+		t.Error(err)
+	}
+	if err := missed([]figures.Goal{reached, lost}); err == nil || err.Error() != "c: 2.00 [1.00, 3.00], at most 0.300" {
+		t.Error(err)
+	}
+	if all := All(); slices.Contains(all, "gate") || !slices.Contains(Names(), "gate") || len(all) != len(Names())-1 {
+		t.Errorf("all are %v", all)
+	}
+}

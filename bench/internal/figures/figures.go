@@ -40,8 +40,9 @@ type Set struct {
 
 // Program is the smolvmm that was measured.
 type Program struct {
-	Version string `json:"version"`
-	Bytes   int64  `json:"bytes"`
+	Version  string `json:"version"`
+	Bytes    int64  `json:"bytes"`
+	Stripped int64  `json:"stripped_bytes"` // without symbols and what debuggers read
 }
 
 // Better says which way a figure gets better.
@@ -171,6 +172,9 @@ type Goal struct {
 	Figure  stats.Interval `json:"figure"`
 	Verdict stats.Verdict  `json:"verdict"`
 }
+
+// Certain is the n of what was not drawn from rounds, and is the same each time.
+const Certain = math.MaxInt
 
 // AddGoal holds a figure of n values against a bound that must not be passed. Few
 // values settle nothing, however narrow their interval is.

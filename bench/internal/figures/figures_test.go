@@ -25,7 +25,7 @@ func times(middle, spread float64, n int) (v Values) {
 
 // made is a set with one figure of smolvmm's, of QEMU's and of a broken peer's.
 func made(ours, qemu float64, n int, better Better) *Set {
-	s := &Set{When: time.Unix(1e9, 0).UTC(), Host: machine.Host{CPU: "some CPU", CPUs: 2, Kernel: "6", KVM: "kvm_x"}, Program: Program{"smolvmm 1", 8 << 20}}
+	s := &Set{When: time.Unix(1e9, 0).UTC(), Host: machine.Host{CPU: "some CPU", CPUs: 2, Kernel: "6", KVM: "kvm_x"}, Program: Program{"smolvmm 1", 8 << 20, 6 << 20}}
 	s.Add(Figure{ID: "boot/first", What: "start → first | instruction", Unit: "ms", Better: better, Series: []Series{
 		{Subject: Ours, Values: append(times(ours, 0.02, n), math.NaN())},
 		{Subject: "QEMU", Values: append(times(qemu, 0.02, n), 99)},

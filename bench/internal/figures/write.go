@@ -38,7 +38,7 @@ func cell(s string) string { return strings.NewReplacer("|", `\|`, "\n", " ", "\
 func (s *Set) Markdown(w io.Writer, plots map[string]string) {
 	fmt.Fprintf(w, "# Measured %s\n\nOn %s.", s.When.Format("2006-01-02 15:04 MST"), s.Host)
 	if s.Program.Version != "" {
-		fmt.Fprintf(w, " %s, %.1f MiB.", s.Program.Version, float64(s.Program.Bytes)/(1<<20))
+		fmt.Fprintf(w, " %s, %.1f MiB (%.1f stripped).", s.Program.Version, float64(s.Program.Bytes)/(1<<20), float64(s.Program.Stripped)/(1<<20))
 	}
 	if s.Host.QEMU != "" {
 		fmt.Fprintf(w, " %s.", s.Host.QEMU)

@@ -119,8 +119,10 @@ func mib(b uint64) float64 { return float64(b) / (1 << 20) }
 var (
 	toMark = metric{"process start → first guest instruction, seen as its byte on standard output", "ms", func(s *Sample) (float64, bool) { return ms(s.Mark), s.Mark > 0 }}
 	toEnd  = metric{"process start → process gone, the guest ending its machine at once", "ms", func(s *Sample) (float64, bool) { return ms(s.End), s.End > 0 }}
-	rss    = metric{"resident memory of the monitor (RSS), guest pages left out", "MiB", func(s *Sample) (float64, bool) { return memoryOf(s, func(m *smaps.Memory) uint64 { return m.RSS }) }}
-	dirty  = metric{"private dirty memory of the monitor, guest pages left out", "MiB", func(s *Sample) (float64, bool) {
+	// toVersion is what a program's start costs before it does any work.
+	toVersion = metric{"process start → process gone, asked for its version (--version)", "ms", func(s *Sample) (float64, bool) { return ms(s.End), s.End > 0 }}
+	rss       = metric{"resident memory of the monitor (RSS), guest pages left out", "MiB", func(s *Sample) (float64, bool) { return memoryOf(s, func(m *smaps.Memory) uint64 { return m.RSS }) }}
+	dirty     = metric{"private dirty memory of the monitor, guest pages left out", "MiB", func(s *Sample) (float64, bool) {
 		return memoryOf(s, func(m *smaps.Memory) uint64 { return m.PrivateDirty })
 	}}
 	toConsole = metric{"process start → the kernel's first console byte", "ms", func(s *Sample) (float64, bool) { return ms(s.Console), s.Console > 0 }}

@@ -25,6 +25,7 @@ func bootFigures() []figureOf {
 	faults := metric{"page faults of the monitor, to the first guest instruction", "faults", func(s *Sample) (float64, bool) { return float64(s.Faults), s.Faults > 0 }}
 	return []figureOf{
 		{"boot/first-instruction", whatTiny, toMark}, {"boot/gone", whatEnding, toEnd}, {"boot/cpu", whatTiny, ofCPU}, {"boot/page-faults", whatTiny, faults},
+		{"boot/version", whatVersion, toVersion},
 		{"boot/kernel-first-instruction", whatFull, toMark}, {"boot/kernel-first-console-byte", whatFull, toConsole},
 		{"boot/kernel-to-init", whatFull, ofKernel}, {"boot/init", whatFull, toInit},
 	}
@@ -80,7 +81,27 @@ const (
 	goalInitQEMU  = 0.7  // of QEMU's, start → init
 	goalDirty     = 6.0  // MiB, without a network
 	goalDirtyNet  = 10.0 // MiB, with one
+	goalVersion   = 4.0  // ms, --version
+	goalSize      = 12.0 // MiB, the program's file without symbols
 )
+
+// Program holds the program itself against its goals: its size in bytes without symbols, and its start. The set has
+// the figures of Starts.
+func Program(to *figures.Set, stripped int64) {
+	sizeGoal(to, stripped)
+	if f := to.Figure("boot/version"); f != nil && f.Of(nameOurs) != nil && f.Of(nameOurs).Summary.N > 0 {
+		x := f.Of(nameOurs)
+		// The median's own interval: what Compare gives beside a constant.
+		of := x.Values.There()
+		one := make([]float64, len(of))
+		to.AddGoal("smolvmm --version, start → gone", goalVersion, "ms", stats.Compare(of, one, stats.Difference), len(of))
+	}
+}
+
+func sizeGoal(to *figures.Set, stripped int64) {
+	v := float64(stripped) / (1 << 20)
+	to.AddGoal("size of smolvmm, stripped", goalSize, "MiB", stats.Interval{Value: v, Low: v, High: v}, figures.Certain)
+}
 
 // Memory puts what was measured of memory into a set.
 func (r *Report) Memory(to *figures.Set) {

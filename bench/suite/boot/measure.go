@@ -22,6 +22,8 @@ const (
 	// whatEnding is the same guest, ending its machine at once.
 	whatEnding = whatTiny + "; ending"
 	whatFull   = "a NetBSD kernel with its root on virtio-blk"
+	// whatVersion is no guest at all: the least that a program can be asked.
+	whatVersion = "asked for its version"
 )
 
 // Options say what Measure does.
@@ -141,7 +143,8 @@ type Failure struct {
 	First   string `json:"first"`
 }
 
-// tiny measures the guest of a few bytes: once holding, for the memory, and once ending its machine.
+// tiny measures the guest of a few bytes: once holding, for the memory, and once ending its machine; and the programs
+// themselves, which tell their version.
 func (r *Report) tiny(ctx context.Context, o *Options, dir string, subjects []Subject, notes io.Writer) error {
 	files := map[bool]string{}
 	for _, hold := range []bool{true, false} {
@@ -163,6 +166,11 @@ func (r *Report) tiny(ctx context.Context, o *Options, dir string, subjects []Su
 			return Launch{argv: s.command(Guest{kernel: files[false], mib: o.MiB}), exit: true, status: s.status, limit: tinyLimit}
 		},
 	}, ends, notes, toEnd)
+	tell := slices.DeleteFunc(slices.Clone(subjects), func(s Subject) bool { return s.version == nil })
+	r.run(ctx, Experiment{
+		what: whatVersion, rounds: o.Rounds, warm: o.Warm,
+		Launch: func(s Subject) Launch { return Launch{argv: s.version, plain: true, exit: true, limit: tinyLimit} },
+	}, tell, notes, toVersion)
 	return nil
 }
 

@@ -50,6 +50,8 @@ type Subject struct {
 	status int
 	// full says that it can start a full kernel with a virtio-mmio disk.
 	full bool
+	// version is the command line that prints the program's version and ends, for a program that has one.
+	version []string
 	// ram tells the guest's memory in smaps.
 	ram func(mib int) func(smaps.Mapping) bool
 	// must says that a failed start of it is this project's, and makes the whole run fail.
@@ -90,8 +92,12 @@ func floorSubject(name, program string, words ...string) Subject {
 }
 
 func smolvmmSubject(name, program string, flags ...string) Subject {
+	var version []string
+	if len(flags) == 0 {
+		version = []string{program, "--version"}
+	}
 	return Subject{
-		name: name, ends: true, full: true, must: true,
+		name: name, ends: true, full: true, must: true, version: version,
 		ram: func(int) func(smaps.Mapping) bool { return smaps.Named("memfd:smolvmm-ram") },
 		argv: func(g Guest) []string {
 			a := append([]string{program, "-kernel", g.kernel, "-m", fmt.Sprint(g.mib)}, flags...)
@@ -113,7 +119,7 @@ func smolvmmSubject(name, program string, flags ...string) Subject {
 func qemuSubject(program string) Subject {
 	return Subject{
 		name: nameQEMU, ends: true, status: 1, // isa-debug-exit gives 2·value + 1
-		full: true, ram: bySize,
+		full: true, ram: bySize, version: []string{program, "--version"},
 		argv: func(g Guest) []string {
 			a := []string{
 				program, "-M", "microvm,accel=kvm,acpi=off,pic=off,pit=on,rtc=on,x-option-roms=off,auto-kernel-cmdline=on", "-cpu", "host,-arch-capabilities",
@@ -149,7 +155,7 @@ func gokvmSubject(program string) Subject {
 func firecrackerSubject(program string) Subject {
 	type m = map[string]any
 	return Subject{
-		name: nameFC, ram: bySize,
+		name: nameFC, ram: bySize, version: []string{program, "--version"},
 		argv: func(g Guest) []string {
 			return []string{program, "--no-api", "--level", "Error", "--config-file", g.configFile()}
 		},
@@ -168,7 +174,7 @@ func firecrackerSubject(program string) Subject {
 // part where a kernel needs a disk behind virtio-mmio.
 func cloudSubject(program string) Subject {
 	return Subject{
-		name: nameCH, ram: bySize,
+		name: nameCH, ram: bySize, version: []string{program, "--version"},
 		argv: func(g Guest) []string {
 			return []string{program, "--kernel", g.kernel, "--memory", fmt.Sprintf("size=%dM", g.mib), "--cpus", "boot=1", "--serial", "tty", "--console", "off"}
 		},

@@ -22,6 +22,8 @@ type Launch struct {
 	argv []string
 	// until is a line's beginning that ends the watch; empty: the mark itself does.
 	until string
+	// plain says that no guest is started: the program's own first byte is the mark.
+	plain bool
 	// exit says to wait for the program to end by itself; otherwise it is killed when it has printed what was waited for.
 	exit   bool
 	status int // which it must then end with
@@ -167,6 +169,9 @@ func watch(r int, l Launch, t0 time.Time, s *Sample) (out []byte, err error) {
 		}
 		seen := len(out)
 		out = append(out, buf[:n]...)
+		if from < 0 && l.plain && n > 0 {
+			from, s.Mark = len(out), now
+		}
 		if from < 0 {
 			if i := bytes.IndexByte(out[seen:], mark); i >= 0 {
 				from = seen + i + 1

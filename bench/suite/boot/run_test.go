@@ -40,6 +40,12 @@ func TestStart(t *testing.T) {
 			l:     Launch{argv: sh(`printf '\002'; sleep 0.03`), exit: true},
 			check: func(s Sample) bool { return s.End >= s.Mark+20*time.Millisecond },
 		},
+		{
+			name:  "a program alone, whatever it prints first",
+			l:     Launch{argv: sh(`sleep 0.03; echo version 1; sleep 0.03`), plain: true, exit: true},
+			check: func(s Sample) bool { return s.Mark >= 20*time.Millisecond && s.End >= s.Mark+20*time.Millisecond },
+		},
+		{name: "a program alone that prints nothing", l: Launch{argv: sh(`exit 0`), plain: true, exit: true}, err: "ended before"},
 		{name: "it ends with the wrong status", l: Launch{argv: sh(`printf '\002'; exit 3`), exit: true}, err: "exit status 3"},
 		{name: "no mark", l: Launch{argv: sh(`echo something; echo said >&2`)}, err: `printed "something\n", "said\n"`},
 		{name: "no line", l: Launch{argv: sh(`printf '\002'`), until: "INIT:"}, err: "ended before"},

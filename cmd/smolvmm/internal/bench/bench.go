@@ -49,6 +49,7 @@ const (
 const Help = `smolvmm bench measures this smolvmm on this machine, beside other monitors.
 
 Usage: smolvmm bench [flags] boot|memory|density|disk|net|build|all …
+       smolvmm bench [flags] gate
        smolvmm bench compare [--tolerance 0.05] OLD.json NEW.json
 
 Every program runs the same kernel and image, in turn, from PATH. Tables come
@@ -76,6 +77,9 @@ what the figures mean.
       --quiet            boot, memory: do rounds again when others were busy
       --smolvmm FILE     measure this smolvmm, not the one that runs
   -h, --help             show the help
+
+gate takes seconds: the start beside QEMU's, and ends with status 1 where a goal
+is missed beyond doubt. It judges parts of QEMU's, sizes and counts, no times.
 
 compare ends with status 1 if a figure of smolvmm's got worse beyond doubt, and
 by more than the tolerance. Where both runs measured the same peer, the change
@@ -133,7 +137,7 @@ func (o *flags) check(e Env, words []string) error {
 	for _, w := range words {
 		switch {
 		case w == "all":
-			o.What = suite.Names()
+			o.What = suite.All()
 		case !slices.Contains(suite.Names(), w):
 			return usagef("bench: %q is none of %s, all, compare", w, strings.Join(suite.Names(), ", "))
 		default:
