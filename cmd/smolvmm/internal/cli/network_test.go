@@ -54,6 +54,9 @@ func TestNetwork(t *testing.T) {
 // TestHostileNetwork: a guest that breaks every rule of virtio-net, before a real
 // network, is told so each time; the monitor stays in its jail and small.
 func TestHostileNetwork(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes minutes in emulation, where vmm's TestHostile has the same cases")
+	}
 	t.Parallel()
 	clitest.NeedKVM(t)
 	disk := filepath.Join(t.TempDir(), "disk") // of which the other devices' cases make use
