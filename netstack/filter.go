@@ -153,7 +153,11 @@ func (s *Stack) filter6(p []byte, gso bool) bool {
 	}
 	// Other extension headers are for routers that are not here, and could hide
 	// an echo request that gVisor would answer itself; so could fragments.
-	if proto != protoTCP && proto != protoUDP {
+	switch proto {
+	case protoTCP, protoUDP:
+	case protoICMPv6:
+		payload[0] = protoParts
+	default:
 		s.stats.guestBad.Add(1)
 		return false
 	}
@@ -219,13 +223,9 @@ func (s *Stack) filterICMPv6(src, dst netip.Addr, ip header.IPv6) bool {
 		return true
 	case placeWorld:
 		if m.Type() == header.ICMPv6EchoRequest && !s.cfg.HostOnly {
-			if header.ICMPv6Checksum(header.ICMPv6ChecksumParams{
-				Header: m, Src: ip.SourceAddress(), Dst: ip.DestinationAddress(),
-			}) != m.Checksum() && s.link.features.Load()&featCSum == 0 {
-				s.stats.guestBad.Add(1)
-				return false
+			if s.validEcho6(ip) {
+				s.echo(src, dst, m, ip)
 			}
-			s.echo(src, dst, m, ip)
 			return false
 		}
 	case placeLink:

@@ -69,6 +69,10 @@ func FuzzFrames(f *testing.F) {
 		f.Add(flags, script(append([][]byte{arp}, frags...)...))
 		f.Add(flags, script(ether(testGuest, header.IPv6ProtocolNumber, ipPacket(guest6, world6.Addr(), protoFrag6,
 			append([]byte{protoUDP, 0, 0, 0, 0, 0, 0, 1}, whole[ethLen+header.IPv4MinimumSize:]...)))))
+		for _, to := range []netip.Addr{world6.Addr(), netip.MustParseAddr("fe80::2")} {
+			f.Add(flags, script(append([][]byte{solicit(testGuest, guest6, netip.MustParseAddr("fe80::2"))},
+				inParts(echoRequest(testGuest, guest6, to, 1, 1, make([]byte, 100)), 1, 56)...)...))
+		}
 	}
 	f.Fuzz(func(t *testing.T, flags byte, b []byte) {
 		hang := time.AfterFunc(5*time.Second, func() {
@@ -110,6 +114,10 @@ func FuzzFrames(f *testing.F) {
 			}
 			if binary.BigEndian.Uint16(f[12:]) == 0x0806 && !s.isOurs(netip.AddrFrom4([4]byte(f[ethLen+arpSenderIP:]))) {
 				t.Fatalf("it claims an address: %x", f)
+			}
+			if m := icmpOf(f); len(m) > 0 && (f[ethLen]>>4 == 6 && m[0] == byte(header.ICMPv6EchoReply) && !s.isOurs(netip.AddrFrom16([16]byte(f[ethLen+8:]))) ||
+				f[ethLen]>>4 == 4 && m[0] == byte(header.ICMPv4EchoReply) && !s.isOurs(netip.AddrFrom4([4]byte(f[ethLen+12:])))) {
+				t.Fatalf("it answers a ping for a host that was not asked: %x", f)
 			}
 			if m := icmpOf(f); f[ethLen]>>4 == 6 && len(m) >= 24 && m[0] == byte(header.ICMPv6NeighborSolicit) && !s.isOurs(netip.AddrFrom16([16]byte(f[ethLen+8:]))) {
 				t.Fatalf("it asks in another's name: %x", f)

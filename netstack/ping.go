@@ -102,9 +102,19 @@ func (s *Stack) deliverEcho(f *flow, from, to tcpip.Address, m []byte) {
 	if len(m) < echoHeaderLen || m[0] != want {
 		return
 	}
-	s.sendICMP(from, to, protocolOf(f.key.dst.Addr()), append([]byte(nil), m[echoHeaderLen:]...), echoHeaderLen, func(h []byte) {
-		h[0] = want
-		binary.BigEndian.PutUint16(h[4:], f.key.src.Port())
+	s.replyEcho(from, to, f.key.src.Port(), want, m)
+}
+
+// replyEcho sends the guest an echo reply of a type, with the sequence number and
+// data of m.
+func (s *Stack) replyEcho(from, to tcpip.Address, id uint16, typ byte, m []byte) {
+	proto := header.IPv4ProtocolNumber
+	if from.Len() == header.IPv6AddressSize {
+		proto = header.IPv6ProtocolNumber
+	}
+	s.sendICMP(from, to, proto, append([]byte(nil), m[echoHeaderLen:]...), echoHeaderLen, func(h []byte) {
+		h[0] = typ
+		binary.BigEndian.PutUint16(h[4:], id)
 		copy(h[6:8], m[6:8])
 	})
 }

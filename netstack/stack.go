@@ -83,7 +83,8 @@ func New(cfg Config) (*Stack, error) {
 		// The link's only other station is the guest: no one to detect duplicates
 		// of, no groups to report, no router to listen to.
 		opts.NetworkProtocols = append(opts.NetworkProtocols, ipv6.NewProtocolWithOptions(ipv6.Options{}))
-		opts.TransportProtocols = append(opts.TransportProtocols, icmp.NewProtocol6)
+		opts.TransportProtocols = append(opts.TransportProtocols, icmp.NewProtocol6,
+			func(*stack.Stack) stack.TransportProtocol { return parts{s} })
 	}
 	opts.NUDConfigs = neighbours()
 	s.stack = stack.New(opts)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/smolvmm/smolvmm/netstack/netstacktest"
@@ -242,6 +243,88 @@ func TestPing(t *testing.T) {
 	case r := <-replies:
 		t.Errorf("an answer in the name of a host that gave none: %+v", r)
 	case <-time.After(300 * time.Millisecond): // the absence of an event
+	}
+}
+
+// inParts cuts a frame's IP packet, IPv6 without extension headers, into fragments
+// of so many bytes of payload, a multiple of 8.
+func inParts(frame []byte, id byte, size int) (out [][]byte) {
+	ip := header.IPv6(frame[ethLen:])
+	next, whole := ip.NextHeader(), ip.Payload()
+	for off := 0; off < len(whole); off += size {
+		part := whole[off:min(off+size, len(whole))]
+		more := byte(1)
+		if off+len(part) == len(whole) {
+			more = 0
+		}
+		f := append([]byte{next, 0, byte(off >> 8), byte(off) | more, 0, 0, 0, id}, part...)
+		b := append(append([]byte(nil), frame[:ethLen+header.IPv6MinimumSize]...), f...)
+		h := header.IPv6(b[ethLen:])
+		h.SetNextHeader(protoFrag6)
+		h.SetPayloadLength(uint16(len(f)))
+		out = append(out, b)
+	}
+	return out
+}
+
+// TestPing6InParts: a ping larger than the link's MTU comes in fragments, in any
+// order, and is answered by whoever was asked; other ICMPv6 in fragments means
+// nothing, least of all that an address is somebody else's (RFC 6980).
+func TestPing6InParts(t *testing.T) {
+	big := noise(5000)
+	asked := make(chan []byte, 1)
+	s, g := setup6(t, Config{Ping: func(_ context.Context, dst netip.Addr) (net.Conn, error) {
+		if dst.String() != world6 {
+			t.Errorf("%v was pinged", dst)
+		}
+		guest, host := net.Pipe()
+		t.Cleanup(func() { _ = host.Close() })
+		go func() {
+			m := make([]byte, 65536)
+			n, _ := host.Read(m)
+			asked <- append([]byte(nil), m[:n]...)
+			m[0] = byte(header.ICMPv6EchoReply)
+			_, _ = host.Write(m[:n])
+		}()
+		return guest, nil
+	}}, netstacktest.Options{})
+	for i, to := range []string{world6, "fd73:6d6f:6c76::2"} {
+		dst := netip.MustParseAddr(to)
+		before := s.Stats().HostBytes
+		whole := echoRequest(g.MAC(), guestAddr(dst), dst, 7, 1, big)
+		m := header.ICMPv6(whole[ethLen+header.IPv6MinimumSize:])
+		fs := inParts(whole, byte(i), 1200)
+		for _, k := range []int{3, 0, 4, 1, 2} {
+			g.SendFrame(fs[k])
+		}
+		eventually(t, to+" answers in full", func() bool { return s.Stats().HostBytes-before >= uint64(len(big)) })
+		if i == 0 && !bytes.Equal(<-asked, m) {
+			t.Error("the host was asked something else")
+		}
+		m.SetChecksum(m.Checksum() + 1)
+		bad := s.Stats().GuestBad
+		for _, f := range inParts(whole, byte(i+16), 1200) {
+			g.SendFrame(f)
+		}
+		if n := s.Stats().GuestBad - bad; n != 1 {
+			t.Errorf("%s: %d with a bad checksum", to, n)
+		}
+	}
+	advert := append([]byte{byte(header.ICMPv6NeighborAdvert), 0, 0, 0, 0x20, 0, 0, 0}, netip.MustParseAddr(world6).AsSlice()...)
+	advert = append(advert, 2, 1, 9, 9, 9, 9, 9, 9) // the target's link address
+	src, dst := guestAddr(netip.IPv6Unspecified()), netip.MustParseAddr("fd73:6d6f:6c76::2")
+	m := header.ICMPv6(advert)
+	m.SetChecksum(header.ICMPv6Checksum(header.ICMPv6ChecksumParams{
+		Header: m, Src: tcpip.AddrFromSlice(src.AsSlice()), Dst: tcpip.AddrFromSlice(dst.AsSlice()),
+	}))
+	bad := s.Stats().GuestBad
+	for _, size := range []int{8, 16, 64} {
+		for _, f := range inParts(ether(g.MAC(), header.IPv6ProtocolNumber, ipPacket(src, dst, protoICMPv6, advert)), byte(64+size), size) {
+			g.SendFrame(f)
+		}
+	}
+	if n := s.Stats().GuestBad - bad; n != 3 {
+		t.Errorf("%d messages in fragments were thrown away", n)
 	}
 }
 
