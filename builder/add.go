@@ -231,7 +231,7 @@ func (e *engine) localSet(name string) (Layer, error) {
 		if l.Digest, err = t.Digest(); err != nil {
 			return l, err
 		}
-		l.Open = func(context.Context) (*tree.Tree, error) { return t, nil }
+		l.Open = func(context.Context, bool) (*tree.Tree, error) { return t, nil }
 		return l, nil
 	}
 	if n.Kind != tree.File || n.Content == nil {
@@ -240,7 +240,7 @@ func (e *engine) localSet(name string) (Layer, error) {
 	if l.Digest, err = tree.ContentDigest(n.Content); err != nil {
 		return l, err
 	}
-	l.Open = func(ctx context.Context) (*tree.Tree, error) {
+	l.Open = func(ctx context.Context, _ bool) (*tree.Tree, error) {
 		r, err := n.Content.Open()
 		if err != nil {
 			return nil, err

@@ -189,7 +189,7 @@ func (s *fakeSets) Fetch(_ context.Context, release string, names []string) ([]L
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, Layer{n, d, func(context.Context) (*tree.Tree, error) {
+		out = append(out, Layer{n, d, func(context.Context, bool) (*tree.Tree, error) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			s.opened++

@@ -84,7 +84,9 @@ type Packages interface {
 type Layer struct {
 	Name   string
 	Digest string // "sha256:…" of what it was made of: the same digest, the same tree
-	Open   func(ctx context.Context) (*tree.Tree, error)
+	// Open gives the tree. What it is made of may be kept; with whole set, the
+	// layer makes sure first that all of that is still there.
+	Open func(ctx context.Context, whole bool) (*tree.Tree, error)
 }
 
 // Images are those that FROM and COPY --from name, and where the result goes.

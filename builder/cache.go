@@ -66,7 +66,9 @@ var errLost = errors.New("the build cache is damaged")
 
 // lost says whether an error is about contents that a step made and that are no
 // more: it has to be done again.
-func lost(err error) bool { return errors.Is(err, errLost) || errors.Is(err, blob.ErrDamaged) }
+func lost(err error) bool {
+	return errors.Is(err, errLost) || errors.Is(err, blob.ErrDamaged) || errors.Is(err, blob.ErrGone)
+}
 
 // maxEntry bounds a file of the cache.
 const maxEntry = 1 << 20
@@ -185,16 +187,17 @@ func (c *stepCache) store(ctx context.Context, t *tree.Tree) (string, error) {
 	return b.Digest(), nil
 }
 
-// load gives a stored tree. errLost: something of it is gone or damaged.
-func (c *stepCache) load(digest string) (*tree.Tree, error) {
-	t, err := c.decode(digest)
+// load gives a stored tree. errLost: it is gone or damaged, or, if whole, one of its
+// contents is; else that shows when the content is read.
+func (c *stepCache) load(digest string, whole bool) (*tree.Tree, error) {
+	t, err := c.decode(digest, whole)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errLost, err)
 	}
 	return t, nil
 }
 
-func (c *stepCache) decode(digest string) (*tree.Tree, error) {
+func (c *stepCache) decode(digest string, whole bool) (*tree.Tree, error) {
 	b, err := c.blobs.Open(digest)
 	if err != nil {
 		return nil, err
@@ -204,7 +207,11 @@ func (c *stepCache) decode(digest string) (*tree.Tree, error) {
 		return nil, err
 	}
 	defer r.Close()
-	return tree.Decode(newSection(r, b.Size()), c.blobs.Content)
+	open := c.blobs.Ref
+	if whole {
+		open = c.blobs.Content
+	}
+	return tree.Decode(newSection(r, b.Size()), open)
 }
 
 // ErrCacheFolder is the error of a build without a place for its cache.
@@ -231,7 +238,7 @@ func Digests(dir string, blobs *blob.Store) (map[string]bool, error) {
 		if !ok || e.Tree == "" || out[e.Tree] {
 			return nil
 		}
-		t, err := c.load(e.Tree)
+		t, err := c.load(e.Tree, true)
 		if err != nil {
 			return nil // as one that is not there
 		}

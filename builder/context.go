@@ -71,7 +71,7 @@ func (c *buildContext) openFile(name string) (*os.File, error) {
 // plain is a file's error without the path, which the message around it has.
 func plain(err error) error {
 	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if errors.As(err, &pe) && !lost(err) {
 		return pe.Err
 	}
 	return err

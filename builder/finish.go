@@ -366,7 +366,9 @@ func (r *Result) put(ctx context.Context, refs []string) error {
 	key := newKey("disk").add(r.Image.Tree, fmt.Sprintf("%+v %v", r.Layout, r.tenth)).sum()
 	var err error
 	if got, ok := e.cache.get(key); ok && !e.o.NoCache && json.Unmarshal(got.Data, &r.Image.Disk) == nil && e.o.Images.HasDisk(r.Image.Disk.Digest) {
-		r.Image, err = e.o.Images.Put(ctx, refs, r.Image, "", r.Root)
+		// Nobody reads the contents here, as for a disk: all must be there.
+		whole := func() (*tree.Tree, error) { return e.cache.load(r.state.digest, true) }
+		r.Image, err = e.o.Images.Put(ctx, refs, r.Image, "", whole)
 		return err
 	}
 	r.Cached = false

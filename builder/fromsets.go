@@ -60,7 +60,7 @@ func (e *engine) fromSets(ctx context.Context, s *dialect.Stage, sets []dialect.
 	}
 	t := tree.New()
 	for i, l := range use {
-		part, err := l.Open(ctx)
+		part, err := l.Open(ctx, e.careful)
 		if err != nil {
 			return false, err
 		}
@@ -74,7 +74,7 @@ func (e *engine) fromSets(ctx context.Context, s *dialect.Stage, sets []dialect.
 		}
 	}
 	for _, p := range pkgs {
-		part, err := p.Open(ctx)
+		part, err := p.Open(ctx, e.careful)
 		if err != nil {
 			return false, err
 		}

@@ -266,7 +266,7 @@ func (c *stepContext) content(ctx context.Context, m mounted, who identity) (*tr
 		return (&tree.Tree{Root: wrap(n)}).Clone().Root.Child("x"), nil
 	case "cache":
 		if e, ok := c.cache.get(cacheKey(m.Mount)); ok && e.Tree != "" {
-			if t, err := c.cache.load(e.Tree); err == nil {
+			if t, err := c.cache.load(e.Tree, true); err == nil {
 				return t.Root, nil
 			}
 		}

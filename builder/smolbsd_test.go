@@ -19,7 +19,7 @@ func (f *fakePackages) Fetch(_ context.Context, _ string, names []string) ([]Lay
 		return nil, err
 	}
 	d, err := t.Digest()
-	return []Layer{{"pkgin", d, func(context.Context) (*tree.Tree, error) { return t, nil }}}, err
+	return []Layer{{"pkgin", d, func(context.Context, bool) (*tree.Tree, error) { return t, nil }}}, err
 }
 
 // TestSmolBSD: what a file of smolBSD's finds as its own builder has it.

@@ -398,7 +398,7 @@ func (e *engine) whole(digest string) bool {
 	if !e.careful {
 		return true
 	}
-	_, err := e.cache.load(digest)
+	_, err := e.cache.load(digest, true)
 	return err == nil
 }
 
@@ -427,7 +427,7 @@ func (e *engine) view(st *state) (*tree.Tree, error) {
 	e.loads.Lock()
 	defer e.loads.Unlock()
 	if st.root == nil {
-		t, err := e.cache.load(st.digest)
+		t, err := e.cache.load(st.digest, e.careful)
 		if err != nil {
 			return nil, err
 		}

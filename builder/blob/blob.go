@@ -3,6 +3,7 @@ package blob
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -27,11 +28,15 @@ func (b Blob) Size() int64 { return b.size }
 // Path is the file that has the content. It is to be read only.
 func (b Blob) Path() string { return b.store.path(b.digest) }
 
-// Open opens the content. A file that is not as long as it was is ErrDamaged.
+// Open opens the content. One that was removed is ErrGone, a file that is not as long
+// as it was ErrDamaged.
 func (b Blob) Open() (tree.ReadAtCloser, error) { return b.open() }
 
 func (b Blob) open() (*os.File, error) {
 	f, err := os.Open(b.Path())
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", ErrGone, err)
+	}
 	if err != nil {
 		return nil, b.store.errorf(err)
 	}

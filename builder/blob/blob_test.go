@@ -188,7 +188,17 @@ func TestDamaged(t *testing.T) {
 	if c, err := s.Content(abc, 3); err != nil || c != b {
 		t.Errorf("Content: %v, %v", c, err)
 	}
+	ref, err := s.Ref(abc, 3)
+	if err != nil || ref != b {
+		t.Errorf("Ref: %v, %v", ref, err)
+	}
+	if _, err := s.Ref("sha256:../x", 3); err == nil {
+		t.Error("Ref takes what is no digest")
+	}
 	must(t, os.Remove(b.Path()))
+	if _, err := ref.Open(); !errors.Is(err, ErrGone) || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a content that is gone: %v", err)
+	}
 	must(t, os.Mkdir(b.Path(), 0o700))
 	if _, err := s.Open(abc); err == nil || errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a folder in a content's place: %v", err)

@@ -32,6 +32,7 @@ import (
 // What an error of the store can be about, beside fs.ErrNotExist, for errors.Is.
 var (
 	ErrDamaged = errors.New("the content does not match its digest")
+	ErrGone    = errors.New("a content is gone from the store") // one that was there when it was referred to
 	ErrInUse   = errors.New("the store is in use")
 )
 
@@ -145,6 +146,17 @@ func (s *Store) Content(digest string, size int64) (tree.Content, error) {
 		return nil, s.errorf(fmt.Errorf("%w: %s has %d bytes instead of %d", ErrDamaged, digest, b.size, size))
 	}
 	return b, nil
+}
+
+// Ref gives a content that something durable refers to, for tree.Decode, without
+// looking for it: to look for each of a system's files takes longer than all else
+// of reading its names. One that somebody has removed all the same is ErrGone when
+// it is opened, and one of another size ErrDamaged.
+func (s *Store) Ref(digest string, size int64) (tree.Content, error) {
+	if err := tree.CheckDigest(digest); err != nil {
+		return nil, s.errorf(err)
+	}
+	return Blob{s, digest, size}, nil
 }
 
 // Verify reads a content and compares it with its digest: ErrDamaged.

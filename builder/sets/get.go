@@ -35,7 +35,11 @@ const (
 // and unpacked, several at a time. The first that fails stops the others; what they
 // have fetched is taken up next time. The trees are the group's: Clone one to
 // change it.
-func (g *Group) Trees(ctx context.Context) ([]*tree.Tree, error) {
+//
+// An unpacked set was kept when all its contents were on disk, so that they are not
+// looked for: one that was removed since is blob.ErrGone when it is read. With whole
+// set they are looked for, and a set that lacks one is unpacked again.
+func (g *Group) Trees(ctx context.Context, whole bool) ([]*tree.Tree, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	release, err := g.o.Blobs.Hold()
@@ -48,11 +52,11 @@ func (g *Group) Trees(ctx context.Context) ([]*tree.Tree, error) {
 	transfers, work := make(chan struct{}, fetches), make(chan struct{}, unpacks)
 	var wg sync.WaitGroup
 	for i := range g.Sets {
-		if g.trees[i] != nil {
+		if g.trees[i] != nil && !whole {
 			continue
 		}
 		wg.Go(func() {
-			s := &setter{Group: g, Set: g.Sets[i], transfers: transfers, work: work}
+			s := &setter{Group: g, Set: g.Sets[i], whole: whole, transfers: transfers, work: work}
 			s.dir = filepath.Join(g.where.dir, s.Name)
 			t, err := s.get(ctx)
 			if err != nil {
@@ -78,6 +82,7 @@ type setter struct {
 	*Group
 	Set
 	dir             string
+	whole           bool
 	transfers, work chan struct{} // what is done at a time
 }
 
@@ -125,8 +130,8 @@ func (s *setter) sweep() {
 	}
 }
 
-// cached gives the unpacked set, or nil where it is not there whole: then it is
-// unpacked again.
+// cached gives the unpacked set, or nil where it is not there: then it is unpacked
+// again.
 func (s *setter) cached() *tree.Tree {
 	f, err := os.Open(filepath.Join(s.dir, treeName))
 	if err != nil {
@@ -141,9 +146,13 @@ func (s *setter) cached() *tree.Tree {
 	if !ok || len(body) < sha256.Size || !bytes.HasPrefix(b, s.head(body[sha256.Size:])) {
 		return nil
 	}
-	t, err := tree.Decode(bytes.NewReader(body[sha256.Size:]), s.o.Blobs.Content)
+	open := s.o.Blobs.Ref
+	if s.whole {
+		open = s.o.Blobs.Content
+	}
+	t, err := tree.Decode(bytes.NewReader(body[sha256.Size:]), open)
 	if err != nil {
-		return nil // a content was pruned
+		return nil
 	}
 	return t
 }
@@ -312,13 +321,37 @@ func (w *watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Forget makes a cache unpack its sets again when they are asked for: to be called
+// before their contents are removed.
+func Forget(cache string) error {
+	paths, err := unpacked(cache)
+	if err != nil {
+		return err
+	}
+	for _, path := range paths {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("cache of sets %s: %w", cache, err)
+		}
+	}
+	return nil
+}
+
+// unpacked gives the files of a cache's unpacked sets.
+func unpacked(cache string) ([]string, error) {
+	paths, err := filepath.Glob(filepath.Join(cache, "*", "*", "*", treeName))
+	if err != nil {
+		return nil, fmt.Errorf("cache of sets %s: %w", cache, err)
+	}
+	return paths, nil
+}
+
 // Referenced tells of every content that the unpacked sets of a cache refer to:
 // what a blob.Store's Prune may keep, so that they need not be unpacked again.
 // Files that are no unpacked sets are passed over.
 func Referenced(cache string, fn func(digest string)) error {
-	paths, err := filepath.Glob(filepath.Join(cache, "*", "*", "*", treeName))
+	paths, err := unpacked(cache)
 	if err != nil {
-		return fmt.Errorf("cache of sets %s: %w", cache, err)
+		return err
 	}
 	for _, path := range paths {
 		b, err := os.ReadFile(path)

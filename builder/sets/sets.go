@@ -148,7 +148,7 @@ func Fetch(ctx context.Context, o Options) ([]*tree.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	return g.Trees(ctx)
+	return g.Trees(ctx, false)
 }
 
 // Find looks the sets up in the release's digests, which are fetched where they

@@ -200,6 +200,23 @@ func TestFetch(t *testing.T) {
 	if n, _, err := o.Blobs.Prune(t.Context(), func(string) bool { return false }); err != nil || n != 3 {
 		t.Errorf("pruned %d, %v", n, err)
 	}
+	// They are not looked for, and missed when they are read; Trees can look.
+	g, err := Find(t.Context(), o)
+	must(t, err)
+	again, err = g.Trees(t.Context(), false)
+	must(t, err)
+	n, err := again[0].Lookup("etc/rc")
+	must(t, err)
+	if _, err := tree.ReadAll(n.Content, 10); !errors.Is(err, blob.ErrGone) {
+		t.Errorf("a content that was removed: %v", err)
+	}
+	again, err = g.Trees(t.Context(), true)
+	must(t, err)
+	checkBase(t, again[1])
+	// The same where who prunes has told.
+	must(t, Forget(o.Cache))
+	_, _, err = o.Blobs.Prune(t.Context(), func(string) bool { return false })
+	must(t, err)
 	again, err = Fetch(t.Context(), o)
 	must(t, err)
 	checkBase(t, again[1])

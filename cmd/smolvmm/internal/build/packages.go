@@ -110,7 +110,7 @@ func (p *packages) Fetch(ctx context.Context, release string, names []string) ([
 	for _, n := range names {
 		c := known[n]
 		id := sha256.Sum256(fmt.Appendf(nil, "package %s %s %d %s", release, c.File, c.Size, c.Sum))
-		out = append(out, builder.Layer{Name: n, Digest: tree.DigestPrefix + hex.EncodeToString(id[:]), Open: func(ctx context.Context) (*tree.Tree, error) {
+		out = append(out, builder.Layer{Name: n, Digest: tree.DigestPrefix + hex.EncodeToString(id[:]), Open: func(ctx context.Context, _ bool) (*tree.Tree, error) {
 			t, err := p.open(ctx, release, n, c)
 			if err != nil {
 				return nil, fmt.Errorf("package %s: %w", n, err)

@@ -43,8 +43,8 @@ func (m *mirrorSets) Fetch(ctx context.Context, release string, names []string) 
 	}
 	var out []builder.Layer
 	for i, set := range g.Sets {
-		out = append(out, builder.Layer{Name: set.Name, Digest: set.Digest, Open: func(ctx context.Context) (*tree.Tree, error) {
-			ts, err := g.Trees(ctx)
+		out = append(out, builder.Layer{Name: set.Name, Digest: set.Digest, Open: func(ctx context.Context, whole bool) (*tree.Tree, error) {
+			ts, err := g.Trees(ctx, whole)
 			if err != nil {
 				return nil, err
 			}
@@ -86,7 +86,7 @@ func (f *folderSets) set(name string) (builder.Layer, error) {
 		if err != nil {
 			return builder.Layer{}, fmt.Errorf("set %s: %w", path, err)
 		}
-		return builder.Layer{Name: name, Digest: d, Open: func(ctx context.Context) (*tree.Tree, error) {
+		return builder.Layer{Name: name, Digest: d, Open: func(ctx context.Context, _ bool) (*tree.Tree, error) {
 			r, err := n.Content.Open()
 			if err != nil {
 				return nil, err

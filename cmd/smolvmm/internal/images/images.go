@@ -184,6 +184,11 @@ func pruneVerb() Verb {
 				if o.Keep, err = e.keep(s); err != nil {
 					return err
 				}
+			} else if !*dry && e.Cache != "" {
+				// What was unpacked is looked for no more, and unpacked again.
+				if err := sets.Forget(filepath.Join(e.Cache, "sets")); err != nil {
+					return err
+				}
 			}
 			if o.Used, err = e.used(s); err != nil {
 				return err
