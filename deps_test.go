@@ -109,7 +109,7 @@ var rules = []rule{
 	{"cmd/smolvmm/internal/clitest", []string{"vmm", "vmm/demo", sys}, nil, "tests see the programs from outside"},
 	{"cmd/smolvmm/internal/...", []string{"vmm", "vmm/client", sys}, nil, "what a verb does knows the machine by vmm's public API"},
 	{"cmd/smolvmm", []string{"cmd/smolvmm/internal/cli"}, nil, "smolvmm is what both programs do, and nothing else"},
-	{"cmd/...", []string{"vmm", "vmm/agent", "vmm/client", "vmm/demo", "cmd/smolvmm/internal/...", "github.com/spf13/pflag", "golang.org/x/term", sys}, []string{"bench/testimg", "bench/lab/...", "builder/spec", "builder/store"}, "a command drives machines by vmm's public API only"},
+	{"cmd/...", []string{"vmm", "vmm/agent", "vmm/client", "vmm/demo", "cmd/smolvmm/internal/...", "github.com/spf13/pflag", "golang.org/x/term", sys}, []string{"bench/testimg", "bench/lab/...", "builder/spec", "builder/store", "vmm/agent/agentd"}, "a command drives machines by vmm's public API only"},
 
 	{"bench/linux/...", []string{"bench/netbsd", "github.com/u-root/u-root/pkg/cpio", sys}, []string{"vmm", "netstack"}, "a guest is made of the lab's kernel and judged from both sides"},
 	{"bench/lab/...", []string{"bench/lab/...", "github.com/u-root/u-root/pkg/cpio", "github.com/pierrec/lz4/v4", sys}, nil, "the lab runs any program, so it knows nothing of ours"},

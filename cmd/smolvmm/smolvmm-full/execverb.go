@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/pflag"
@@ -24,13 +23,15 @@ Usage: smolvmm exec [flags] NAME COMMAND [ARG]…
 
   -i, --interactive    standard input goes to the command
   -t, --tty            give it a terminal, as large as this one
-  -e, --env K=V        variable, over the machine's own; repeatable
+  -e, --env K[=V]      variable, over the machine's own; repeatable. Without a
+                       value it is the one that is set here, and no ps shows it
   -w, --workdir DIR    directory (default: that of the machine's own command)
   -u, --user USER      user, USER:GROUP, names or numbers (default root)
 
 Exit status: the command's own; 125 where it could not be asked for, 126 where
 it is no program, 127 where there is none, 128+N for signal N. Signals go to the
-command; the second of a kind gives up on it, and ends it.
+command; the second of a kind gives up on it, and ends it. So do, with -t, the
+keys ~ and . at the beginning of a line; ~ twice is one ~.
 
   smolvmm exec web ls -l /etc           smolvmm exec -it web sh
 `
@@ -39,9 +40,10 @@ const shellHelp = `smolvmm shell starts a shell in a machine that runs.
 
 Usage: smolvmm shell [flags] NAME
 
-  -e, --env K=V   -w, --workdir DIR   -u, --user USER    as for smolvmm exec
+  -e, --env K[=V]   -w, --workdir DIR   -u, --user USER    as for smolvmm exec
 
-It is smolvmm exec -it NAME /bin/sh; without a terminal here, exec -i.
+It is smolvmm exec -it NAME /bin/sh; without a terminal here, exec -i. The keys
+~ and . at the beginning of a line end a shell that hangs.
 `
 
 // execFlags are the flags of exec and shell.
@@ -62,7 +64,7 @@ func (e *execFlags) set() *pflag.FlagSet {
 }
 
 func (e *execFlags) common(f *pflag.FlagSet) {
-	f.StringArrayVarP(&e.env, "env", "e", nil, "variable `K=V`, over the machine's own; repeatable")
+	f.StringArrayVarP(&e.env, "env", "e", nil, "variable `K[=V]`, over the machine's own; without a value that of this environment; repeatable")
 	f.StringVarP(&e.dir, "workdir", "w", "", "`DIR`ectory to run it in")
 	f.StringVarP(&e.user, "user", "u", "", "`USER`, or USER:GROUP, to run it as")
 	f.BoolVarP(&e.help, "help", "h", false, "show the help")
@@ -130,10 +132,13 @@ func liveMachine(name string, s cli.Streams) (*machines.Store, *machines.Machine
 
 // run runs a command in a machine, on this process's streams.
 func (e *execFlags) run(name string, argv []string, s cli.Streams) error {
-	for _, v := range e.env {
-		if k, _, ok := strings.Cut(v, "="); !ok || k == "" {
-			return cli.Usagef("-e %q: must be NAME=VALUE", v)
+	var env []string
+	for _, text := range e.env {
+		k, v, err := cli.Variable(text, s.Env)
+		if err != nil {
+			return err
 		}
+		env = append(env, k+"="+v)
 	}
 	if e.tty && !cli.IsTerminal(s.In) {
 		return cli.Usagef("-t: standard input is no terminal")
@@ -153,7 +158,7 @@ func (e *execFlags) run(name string, argv []string, s cli.Streams) error {
 		stream.Close()
 		return err
 	}
-	c := agent.Command{Argv: argv, Env: e.env, Cwd: e.dir, User: e.user, Stdout: s.Out, Stderr: s.Err}
+	c := agent.Command{Argv: argv, Env: env, Cwd: e.dir, User: e.user, Stdout: s.Out, Stderr: s.Err}
 	if e.stdin {
 		c.Stdin = s.In
 	}
@@ -161,6 +166,9 @@ func (e *execFlags) run(name string, argv []string, s cli.Streams) error {
 	if e.tty {
 		size := sizeOf(s.In)
 		c.TTY = &size
+		if e.stdin {
+			c.Stdin = &leaver{in: s.In, leave: func() { cancel(errLeft) }}
+		}
 		tty = cli.NewTerminal(s.In, s.Raw)
 		c.Env = append([]string{"TERM=" + kindOfTerminal(s)}, c.Env...)
 		k, err := cli.StartKeeper(cli.KeeperJob{Cooked: &tty.Cooked, Raw: &tty.Raw}, s.In)
@@ -192,6 +200,8 @@ func execError(name string, err error) error {
 	var remote *agent.RemoteError
 	var sig cli.SignalError
 	switch {
+	case errors.Is(err, errLeft):
+		return &cli.StatusError{Status: cli.StatusQuit, Err: fmt.Errorf("machine %s: %w", name, err)}
 	case errors.As(err, &remote):
 		return &cli.StatusError{Status: remote.Code, Err: fmt.Errorf("machine %s: %w", name, err)}
 	case errors.As(err, &sig):

@@ -27,6 +27,12 @@ type yard struct {
 func newYard(t testing.TB) *yard {
 	t.Helper()
 	clitest.NeedKVM(t)
+	return bareYard(t)
+}
+
+// bareYard is one for tests that make no machine.
+func bareYard(t testing.TB) *yard {
+	t.Helper()
 	dir := clitest.Folder(t)
 	y := &yard{TB: t, dir: dir, kernel: clitest.DemoKernel(t, dir), disk: filepath.Join(dir, "disk.img")}
 	if err := os.WriteFile(y.disk, make([]byte, 1<<20), 0o600); err != nil {

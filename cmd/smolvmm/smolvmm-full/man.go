@@ -65,7 +65,7 @@ func manPage(cs []cli.Command, date string) string {
 	for _, st := range []struct{ status, when string }{
 		{"0-255", "the guest's own, written to its exit port"}, {"1", "something could not be fetched, listed or waited for"},
 		{"2", "bad flag, file, image or name: nothing was started"}, {"120", "the guest reset its machine"}, {"121", "triple fault"},
-		{"122", "KVM could not go on"}, {"123", "Ctrl-a x"}, {"124", "a time ran out: --timeout, --ready-timeout"},
+		{"122", "KVM could not go on"}, {"123", "Ctrl-a x, or ~. of exec -t"}, {"124", "a time ran out: --timeout, --ready-timeout"},
 		{"125", "smolvmm or the host failed"}, {"128+N", "signal N"},
 	} {
 		line(".TP\n.B %s\n%s", roff(st.status), roff(st.when))

@@ -82,19 +82,27 @@ func (b *BootFlags) items(argv []string, rootRO bool, env func(string) (string, 
 	return out, add([]string{string(init)}, func(s string) (vmm.Item, error) { return item("--", itemInit, []byte(s)) })
 }
 
-// variable reads -e K=V, or -e K with the value this process's own, as docker
-// run has it.
 func variable(s string, env func(string) (string, bool)) (vmm.Item, error) {
+	k, v, err := Variable(s, env)
+	if err != nil {
+		return vmm.Item{}, err
+	}
+	return item("-env "+k, itemEnv+k, []byte(v))
+}
+
+// Variable reads -e K=V, or -e K with the value this process's own, as docker run
+// has it.
+func Variable(s string, env func(string) (string, bool)) (k, v string, err error) {
 	k, v, ok := strings.Cut(s, "=")
 	if k == "" {
-		return vmm.Item{}, Usagef("-env: a variable needs a name: -env NAME=VALUE")
+		return "", "", Usagef("-env: a variable needs a name: -env NAME=VALUE")
 	}
 	if !ok {
 		if v, ok = env(k); !ok {
-			return vmm.Item{}, Usagef("-env %s: not set in the environment; give -env %s=VALUE", k, k)
+			return "", "", Usagef("-env %s: not set in the environment; give -env %s=VALUE", k, k)
 		}
 	}
-	return item("-env "+k, itemEnv+k, []byte(v))
+	return k, v, nil
 }
 
 // fileFor reads -E NAME=FILE.

@@ -25,7 +25,7 @@ const (
 	StatusReboot        = 120 // the guest reset its machine
 	statusTripleFault   = 121
 	statusInternalError = 122 // KVM could not go on, or refused to enter the guest
-	statusQuit          = 123 // Ctrl-a x
+	StatusQuit          = 123 // Ctrl-a x, or Enter ~ . of exec -t
 	statusTimeout       = 124 // -timeout, as timeout(1) has it
 	StatusMonitor       = 125 // smolvmm or the host failed
 	StatusSignal        = 128 // plus the signal's number

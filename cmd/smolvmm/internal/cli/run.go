@@ -290,7 +290,7 @@ func StatusOf(e vmm.Exit) error {
 	case vmm.EndStopped:
 		switch {
 		case errors.Is(e.Cause, errQuit):
-			end.Status = statusQuit
+			end.Status = StatusQuit
 		case errors.Is(e.Cause, errTimeout), errors.Is(e.Cause, ErrLate):
 			end.Status = statusTimeout
 		case errors.As(e.Cause, &sig):
