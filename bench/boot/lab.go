@@ -38,6 +38,11 @@ func runInLab(o *options, dir string, stdout, stderr *os.File) (int, error) {
 			args = append(args, "-file", filepath.Join(dir, name)+":"+labDir+"/"+name)
 		}
 	}
+	for _, name := range boot.Found() {
+		if program, err := exec.LookPath(name); err == nil {
+			args = append(args, "-with", program)
+		}
+	}
 	for _, b := range o.extra {
 		args = append(args, "-file", filepath.Join(dir, b.File())+":"+labDir+"/"+b.File())
 		inner = append(inner, "-also", b.Name+"="+labDir+"/"+b.File())

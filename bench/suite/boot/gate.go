@@ -35,7 +35,7 @@ func (r *Report) Gate(to *figures.Set, stripped int64) error {
 			list = append(list, f)
 		}
 	}
-	r.into(to, append(list, figureOf{"gate/private-dirty", whatTiny, memoryMetric(dirty.name, func(m *smaps.Memory) uint64 { return m.PrivateDirty })}))
+	r.into(to, append(list, figureOf{"gate/private-dirty", whatTiny, memoryMetric(dirty.name, func(m *smaps.Memory) uint64 { return m.PrivateDirty })}), false)
 	for _, b := range []struct {
 		id    string
 		bound float64

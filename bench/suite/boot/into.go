@@ -1,8 +1,10 @@
 package boot
 
 import (
+	"fmt"
 	"math"
 	"strings"
+	"time"
 
 	"github.com/smolvmm/smolvmm/bench/internal/figures"
 	"github.com/smolvmm/smolvmm/bench/internal/smaps"
@@ -42,7 +44,8 @@ func memoryFigures() []figureOf {
 
 // Starts puts what was measured of starts into a set.
 func (r *Report) Starts(to *figures.Set) {
-	r.into(to, bootFigures())
+	r.into(to, bootFigures(), false)
+	r.into(to, kernelFigures(), true)
 	for _, b := range []struct {
 		id       string
 		subjects []string
@@ -54,6 +57,7 @@ func (r *Report) Starts(to *figures.Set) {
 		{"boot/first-instruction", []string{nameFloorC}, goalOverFloor, "ms", "start → first guest instruction, over the floor in C", stats.Difference},
 		{"boot/first-instruction", []string{nameQEMU}, goalQEMU, "", "start → first guest instruction, of QEMU's", stats.Ratio},
 		{"boot/init", []string{nameQEMU}, goalInitQEMU, "", "start → NetBSD's init, of QEMU's", stats.Ratio},
+		{"boot/init", []string{nameFC}, goalInitFC, "", "start → NetBSD's init, of Firecracker's", stats.Ratio},
 	} {
 		if r.Host.Lab && strings.HasSuffix(b.id, "instruction") {
 			continue // as goals
@@ -79,6 +83,7 @@ const (
 	goalOverFloor = 2.0  // ms, start → first guest instruction
 	goalQEMU      = 0.30 // of QEMU's, the same
 	goalInitQEMU  = 0.7  // of QEMU's, start → init
+	goalInitFC    = 1.0  // of Firecracker's, start → init
 	goalDirty     = 6.0  // MiB, without a network
 	goalDirtyNet  = 10.0 // MiB, with one
 	goalVersion   = 4.0  // ms, --version
@@ -105,7 +110,7 @@ func sizeGoal(to *figures.Set, stripped int64) {
 
 // Memory puts what was measured of memory into a set.
 func (r *Report) Memory(to *figures.Set) {
-	r.into(to, memoryFigures())
+	r.into(to, memoryFigures(), false)
 	f := to.Figure("memory/private-dirty")
 	if f == nil {
 		return
@@ -121,9 +126,9 @@ func (r *Report) Memory(to *figures.Set) {
 	}
 }
 
-func (r *Report) into(to *figures.Set, list []figureOf) {
+func (r *Report) into(to *figures.Set, list []figureOf, detail bool) {
 	for _, f := range list {
-		fig := figures.Figure{ID: f.id, What: f.metric.name, Unit: f.metric.unit, Better: figures.Less}
+		fig := figures.Figure{ID: f.id, What: f.metric.name, Unit: f.metric.unit, Better: figures.Less, Detail: detail}
 		for _, name := range r.order {
 			samples, ok := r.Samples[f.what+"/"+name]
 			if !ok {
@@ -150,17 +155,58 @@ func (r *Report) into(to *figures.Set, list []figureOf) {
 	}
 }
 
+// kernelParts are the pieces of a kernel's start: by its first bytes, by the lines that it puts its clock in front of, and
+// by init's. A milestone that is not there makes the next piece longer.
+func kernelParts() []figureOf {
+	parts := []figureOf{
+		{"process start → the kernel's first instruction", whatFull, toMark},
+		{"→ its first console byte", whatFull, metric{of: func(s *Sample) (float64, bool) { return ms(s.Console - s.Mark), s.Console > 0 }}},
+	}
+	since := func(s *Sample, next int) time.Duration {
+		for k := next - 1; k >= 0; k-- {
+			if m := s.step(steps[k].begins); m != nil {
+				return m.At
+			}
+		}
+		return s.Console
+	}
+	for k, st := range steps {
+		parts = append(parts, figureOf{"→ " + st.what, whatFull, metric{of: func(s *Sample) (float64, bool) {
+			m := s.step(st.begins)
+			if m == nil {
+				return 0, false
+			}
+			return ms(m.At - since(s, k)), true
+		}}})
+	}
+	return append(parts, figureOf{"→ init's command", whatFull, metric{of: func(s *Sample) (float64, bool) { return ms(s.Until - since(s, len(steps))), s.Until > 0 }}})
+}
+
+// kernelFigures are the same pieces one by one, and what the kernel's own clock says of them: details of boot/init.
+func kernelFigures() (out []figureOf) {
+	for k, p := range kernelParts() {
+		p.metric.name, p.metric.unit = "a NetBSD kernel's start: "+p.id, "ms"
+		out = append(out, figureOf{fmt.Sprintf("boot/kernel-phase-%d", k+1), p.what, p.metric})
+	}
+	first, last := steps[0], steps[len(steps)-1]
+	return append(out, figureOf{"boot/kernel-clock", whatFull, metric{
+		fmt.Sprintf("by the kernel's own clock: from %q to %q", first.begins, last.begins), "ms", func(s *Sample) (float64, bool) {
+			a, b := s.step(first.begins), s.step(last.begins)
+			if a == nil || b == nil {
+				return 0, false
+			}
+			return 1000 * (b.Clock - a.Clock), true
+		},
+	}})
+}
+
 // Bars are the parts of a start that are seen from outside, of all programs alike.
 func (r *Report) Bars(to *figures.Set) {
 	for _, st := range []struct {
 		id, title, what string
 		parts           []figureOf
 	}{
-		{"boot/kernel", "Start of a NetBSD kernel, medians", whatFull, []figureOf{
-			{"process start → the kernel's first instruction", whatFull, toMark},
-			{"→ its first console byte", whatFull, metric{of: func(s *Sample) (float64, bool) { return ms(s.Console - s.Mark), s.Console > 0 }}},
-			{"→ init's command", whatFull, metric{of: func(s *Sample) (float64, bool) { return ms(s.Until - s.Console), s.Until > 0 }}},
-		}},
+		{"boot/kernel", "Start of a NetBSD kernel, medians", whatFull, kernelParts()},
 		{"boot/tiny", "Start of a guest of a few bytes, medians", whatTiny, []figureOf{{"process start → first guest instruction", whatTiny, toMark}}},
 	} {
 		stack := figures.Stack{ID: st.id, Title: st.title, Unit: "ms"}

@@ -29,9 +29,14 @@ func (s Subject) Name() string { return s.name }
 // configFile is where a monitor's configuration is, beside the kernel.
 func (g Guest) configFile() string { return g.kernel + ".json" }
 
-// command writes the configuration, where there is one, and gives the command line. A configuration that could not be
-// written shows as the monitor's own error.
+// command writes the configuration and the copy of the disk, where the monitor wants them, and gives the command line.
+// What could not be written shows as the monitor's own error.
 func (s Subject) command(g Guest) []string {
+	if s.writes && g.disk != "" {
+		image := g.kernel + ".img"
+		_ = copyFile(image, g.disk, 0o600)
+		g.disk = image
+	}
 	if s.config != nil {
 		_ = os.WriteFile(g.configFile(), s.config(g), 0o644)
 	}
@@ -48,6 +53,8 @@ type Subject struct {
 	ends bool
 	// status is the process's exit status then.
 	status int
+	// writes says that it has no disk that forgets what a guest writes: every start gets a copy.
+	writes bool
 	// full says that it can start a full kernel with a virtio-mmio disk.
 	full bool
 	// version is the command line that prints the program's version and ends, for a program that has one.
@@ -150,12 +157,11 @@ func gokvmSubject(program string) Subject {
 	}
 }
 
-// firecrackerSubject is Firecracker without its API's socket. It has no port by which a guest ends it, and no disk that
-// forgets what a guest writes, so it takes no part where a kernel needs its root disk.
+// firecrackerSubject is Firecracker without its API's socket. It has no port by which a guest ends it.
 func firecrackerSubject(program string) Subject {
 	type m = map[string]any
 	return Subject{
-		name: nameFC, ram: bySize, version: []string{program, "--version"},
+		name: nameFC, full: true, writes: true, ram: bySize, version: []string{program, "--version"},
 		argv: func(g Guest) []string {
 			return []string{program, "--no-api", "--level", "Error", "--config-file", g.configFile()}
 		},
@@ -163,6 +169,10 @@ func firecrackerSubject(program string) Subject {
 			c := m{
 				"boot-source":    m{"kernel_image_path": g.kernel, "boot_args": g.cmdline},
 				"machine-config": m{"vcpu_count": 1, "mem_size_mib": g.mib}, "drives": []m{},
+			}
+			if g.disk != "" {
+				// No root device: Firecracker would add a Linux root= of its own.
+				c["drives"] = []m{{"drive_id": "d", "path_on_host": g.disk, "is_root_device": false, "is_read_only": false}}
 			}
 			b, _ := json.Marshal(c) // maps of strings and numbers have no way to fail
 			return b
@@ -188,6 +198,9 @@ func peers() []peer {
 		{"firecracker", "firecracker", nameFC, firecrackerSubject}, {"cloud-hypervisor", "cloud-hypervisor", nameCH, cloudSubject},
 	}
 }
+
+// Found are the programs that a source tree does not build, and measures where they are on PATH.
+func Found() []string { return []string{"firecracker", "cloud-hypervisor"} }
 
 type peer struct {
 	word, program, name string
@@ -266,6 +279,11 @@ func (p Programs) Subjects(extra []Build, qemu string) (out []Subject, absent []
 		absent = append(absent, fmt.Sprintf("%s: %v", nameQEMU, err))
 	}
 	add("gokvm", gokvmSubject(p.Path("gokvm")))
+	for _, x := range peers() {
+		if program, err := exec.LookPath(x.program); err == nil && slices.Contains(Found(), x.program) {
+			out = append(out, x.subject(program))
+		}
+	}
 	return out, absent
 }
 

@@ -42,6 +42,8 @@ type Sample struct {
 	Memory  *smaps.Memory `json:"memory,omitempty"`     // at the mark, or at the line waited for
 	Faults  int64         `json:"page_faults"`          // of the process, without reading from a disk
 	CPU     time.Duration `json:"cpu_ns"`               // processor time of the process and its guest
+	// Milestones are the kernel's own, where a line was waited for.
+	Milestones []Milestone `json:"milestones,omitempty"`
 }
 
 // errLimit is a start that took too long.
@@ -147,6 +149,12 @@ func ended(pid int, limit time.Duration) error {
 func watch(r int, l Launch, t0 time.Time, s *Sample) (out []byte, err error) {
 	var buf [4096]byte
 	from := -1 // of what the guest printed behind the mark
+	var chunks []chunk
+	defer func() {
+		if err == nil && l.until != "" {
+			s.Milestones = milestones(out, from, chunks)
+		}
+	}()
 	for {
 		left := l.limit - time.Since(t0)
 		if left <= 0 {
@@ -169,6 +177,7 @@ func watch(r int, l Launch, t0 time.Time, s *Sample) (out []byte, err error) {
 		}
 		seen := len(out)
 		out = append(out, buf[:n]...)
+		chunks = append(chunks, chunk{len(out), now})
 		if from < 0 && l.plain && n > 0 {
 			from, s.Mark = len(out), now
 		}
