@@ -78,18 +78,18 @@ func (b *BootFlags) Verbosely(f *pflag.FlagSet, shorthand string) {
 func (b *BootFlags) Guest(f *pflag.FlagSet) {
 	f.StringVarP(&b.Kernel, "kernel", "k", "", "`FILE` with a PVH kernel, ELF or gzip (default: newest fetched one)")
 	f.StringVarP(&b.Append, "append", "a", "", "kernel arguments, `TEXT`; root=ld0a console=com where it names neither")
-	f.StringArrayVar(&b.Initrds, "initrd", nil, "PVH module, a `FILE`; repeatable")
-	f.StringArrayVarP(&b.Env, "env", "e", nil, "variable for the guest's command, `K[=V]`; repeatable")
-	f.StringArrayVarP(&b.Files, "file", "E", nil, "file for the guest's command, `NAME=FILE`; repeatable")
-	f.StringArrayVar(&b.Secrets, "secret", nil, "secret from the environment or a file, `NAME[=@FILE]`; repeatable")
-	f.StringArrayVar(&b.Fwcfg, "fw_cfg", nil, "raw item as in QEMU, `name=…,string=…|file=…`; repeatable")
+	f.Var((*list)(&b.Initrds), "initrd", "PVH module, a `FILE`; repeatable")
+	f.VarP((*list)(&b.Env), "env", "e", "variable for the guest's command, `K[=V]`; repeatable")
+	f.VarP((*list)(&b.Files), "file", "E", "file for the guest's command, `NAME=FILE`; repeatable")
+	f.Var((*list)(&b.Secrets), "secret", "secret from the environment or a file, `NAME[=@FILE]`; repeatable")
+	f.Var((*list)(&b.Fwcfg), "fw_cfg", "raw item as in QEMU, `name=…,string=…|file=…`; repeatable")
 	f.BoolVar(&b.acpi, "acpi", false, "ACPI tables instead of devices on the command line, for Linux")
 }
 
 // Machine adds the flags that the demo guest takes as well.
 func (b *BootFlags) Machine(f *pflag.FlagSet, memory string, timeout time.Duration) {
 	b.timeout = timeout
-	f.StringArrayVar(&b.Disks, "disk", nil, "virtio disk, `FILE[,option]…`: ro, overlay[=FILE], serial=ID; repeatable")
+	f.Var((*list)(&b.Disks), "disk", "virtio disk, `FILE[,option]…`: ro, overlay[=FILE], serial=ID; repeatable")
 	f.StringVarP(&b.Memory, "memory", "m", memory, "RAM, a `SIZE` like 256, 256M or 1G")
 	f.IntVarP(&b.CPUs, "cpus", "c", 1, "CPUs, `N` from 1 to 32")
 	f.StringVar(&b.Console, "console", "stdio", "`WHERE` COM1 ends: stdio, none, pty, file:PATH[,append] or unix:PATH")
@@ -105,21 +105,29 @@ func (b *BootFlags) Machine(f *pflag.FlagSet, memory string, timeout time.Durati
 
 // network adds the flags of the network.
 func (b *BootFlags) network(f *pflag.FlagSet) {
-	f.StringArrayVar(&b.Net.Nets, "net", nil, "an `INTERFACE`: none, or user[,subnet=CIDR][,mac=…][,mtu=…]…; repeatable")
+	f.Var((*list)(&b.Net.Nets), "net", "an `INTERFACE`: none, or user[,subnet=CIDR][,mac=…][,mtu=…]…; repeatable")
 	f.BoolVar(&b.Net.HostLink, "host-link", false, "one more interface that reaches nothing but what the host connects to")
 	f.StringVar(&b.Net.Name, "name", "", "`NAME` of the machine")
 	f.StringVar(&b.Net.MAC, "mac", "", "`ADDRESS` of the first interface")
 	f.StringVar(&b.Net.MTU, "mtu", "", "MTU of each interface, `N` bytes")
 	f.StringVar(&b.Net.Rate, "rate", "", "bytes and packets a second, `SIZE[,pps=N][,burst=TIME]`")
-	f.StringArrayVarP(&b.Net.Publish, "publish", "p", nil, "a port of the guest's on this host, `SPEC`: 8080:80[/udp] or unix:PATH:22; repeatable")
-	f.StringArrayVar(&b.Net.Services, "host-service", nil, "a `PORT` of this host's loopback that the guest reaches; repeatable")
-	f.StringArrayVar(&b.Net.Egress, "egress", nil, "`RULE` of where the guest may go: deny-all, allow NAME; repeatable")
+	f.VarP((*list)(&b.Net.Publish), "publish", "p", "a port of the guest's on this host, `SPEC`: 8080:80[/udp] or unix:PATH:22; repeatable")
+	f.Var((*list)(&b.Net.Services), "host-service", "a `PORT` of this host's loopback that the guest reaches; repeatable")
+	f.Var((*list)(&b.Net.Egress), "egress", "`RULE` of where the guest may go: deny-all, allow NAME; repeatable")
 	f.StringVar(&b.Net.EgressFile, "egress-file", "", "`FILE` with more rules")
-	f.StringArrayVar(&b.Net.Names, "dns", nil, "`NAME=ADDRESS` that the guest's name server knows; repeatable")
+	f.Var((*list)(&b.Net.Names), "dns", "`NAME=ADDRESS` that the guest's name server knows; repeatable")
 	f.StringVar(&b.Net.Search, "search", "", "the guest's search `DOMAIN`")
 	f.StringVar(&b.Net.Capture, "pcap", "", "`FILE` for the first interface's frames")
 	f.StringVar(&b.Net.Audit, "audit", "", "`FILE` for the audit log")
 }
+
+// list is a repeatable flag. pflag's own writes each one's default through a CSV
+// writer, whose buffers are eleven pages that every start would touch.
+type list []string
+
+func (l *list) Set(s string) error { *l = append(*l, s); return nil }
+func (l *list) String() string     { return strings.Join(*l, " ") }
+func (l *list) Type() string       { return "stringArray" }
 
 // Duration is a flag's length of time: 30s, 1m30s, or seconds without a unit
 // as timeout(1) has them.
