@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -154,7 +155,8 @@ func TestExecTerminal(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = cmd.Wait()
-		if got := clitest.StatusOfProcess(cmd.ProcessState); got != c.status || !strings.Contains(screen.String(), c.shows) {
+		screen.Wait(t, regexp.QuoteMeta(c.shows)) // which the terminal may hold yet
+		if got := clitest.StatusOfProcess(cmd.ProcessState); got != c.status {
 			t.Errorf("%q: status %d\n%s", c.args, got, screen)
 		}
 		master.Close()

@@ -378,24 +378,43 @@ func TestKilled(t *testing.T) {
 	y.empty()
 }
 
-// TestStuck: a process that does not react is killed in the end.
+// TestStuck: a process that does not react is killed in the end, and holds nobody up
+// until then.
 func TestStuck(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
 		t.Skip("waits for some seconds")
 	}
 	y := newYard(t)
-	y.run("spin", "-d", "--name", "stuck", "--ready", "start").Run()
-	vs := y.ps()
-	if len(vs) != 1 {
-		t.Fatalf("%+v", vs)
+	for _, name := range []string{"stuck", "other"} {
+		y.run("spin", "-d", "--name", name, "--ready", "start").Run()
 	}
-	if err := syscall.Kill(vs[0].PID, syscall.SIGSTOP); err != nil {
+	var pid int
+	for _, v := range y.ps() {
+		if v.Name == "stuck" {
+			pid = v.PID
+		}
+	}
+	if pid == 0 {
+		t.Fatalf("%+v", y.ps())
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	r := clitest.Finish(t, y.cmd("rm", "-f", "stuck"))
-	if r.Status != 0 || !strings.Contains(r.Err, "it is killed") {
-		t.Errorf("%+v", r)
+	killing := y.cmd("kill", "stuck", "other", "stuck")
+	var out, errs bytes.Buffer
+	killing.Stdout, killing.Stderr = &out, &errs
+	if err := killing.Start(); err != nil {
+		t.Fatal(err)
 	}
+	clitest.Finish(t, y.cmd("wait", "other"))
+	if err := syscall.Kill(pid, 0); err != nil {
+		t.Errorf("the other was ended when the stuck one had been: %v", err)
+	}
+	err := killing.Wait()
+	if err != nil || out.String() != "stuck\nother\nstuck\n" || !strings.Contains(errs.String(), "it is killed") {
+		t.Errorf("%v %q %q", err, &out, &errs)
+	}
+	y.do("rm", "other", "stuck")
 	y.empty()
 }

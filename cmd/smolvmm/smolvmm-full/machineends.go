@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -129,21 +130,44 @@ func killCommand(args []string, s cli.Streams) error {
 	return endEach(names, store, 0, s)
 }
 
+// endEach ends machines side by side, as each may take its whole time to end, and
+// tells of them in the order in which they were named.
 func endEach(names []string, store *machines.Store, grace time.Duration, s cli.Streams) error {
+	ends := make(map[string]func() error, len(names))
+	turn := make(chan struct{}, endsAtOnce)
+	for _, name := range names {
+		if ends[name] != nil {
+			continue
+		}
+		ended := make(chan error, 1)
+		go func() {
+			turn <- struct{}{}
+			ended <- endOne(name, store, grace, s)
+			<-turn
+		}()
+		ends[name] = sync.OnceValue(func() error { return <-ended })
+	}
 	return each(names, s, func(name string) error {
-		m, err := store.Get(name)
-		if err != nil {
-			return err
-		}
-		if !m.Alive {
-			return cli.Usagef("machine %s has ended already", name)
-		}
-		if err := end(store, m, grace, s); err != nil {
+		if err := ends[name](); err != nil {
 			return err
 		}
 		fmt.Fprintln(s.Out, name)
 		return nil
 	})
+}
+
+// endsAtOnce bounds the open sockets and locks.
+const endsAtOnce = 64
+
+func endOne(name string, store *machines.Store, grace time.Duration, s cli.Streams) error {
+	m, err := store.Get(name)
+	if err != nil {
+		return err
+	}
+	if !m.Alive {
+		return cli.Usagef("machine %s has ended already", name)
+	}
+	return end(store, m, grace, s)
 }
 
 // How long a machine's process may take for its own end before it is killed: its

@@ -37,6 +37,8 @@ type host struct {
 	// group names the group that owns /dev/kvm, "" if it gives no access.
 	group  func(path string) string
 	kernel func() (path string, err error)
+	// full finds the full program.
+	full func() (path string, err error)
 }
 
 func thisHost() host {
@@ -47,6 +49,7 @@ func thisHost() host {
 			k, err := kernels.Find("", "")
 			return k.Path, err
 		},
+		full: ownFull,
 	}
 }
 
@@ -94,6 +97,11 @@ func (h host) examine() []finding {
 		out = append(out, finding{ok: true, what: "no NetBSD kernel fetched yet (smolvmm demo needs none)", mend: "smolvmm kernel fetch"})
 	default:
 		out = append(out, finding{ok: true, what: "no NetBSD kernel can be looked for", mend: OneLine(err.Error())})
+	}
+	if path, err := h.full(); err != nil {
+		out = append(out, finding{ok: true, what: "only boots, demo and doctor: " + fullName + " is neither beside smolvmm nor in PATH", mend: installBoth})
+	} else {
+		out = append(out, finding{ok: true, what: "all commands: " + path})
 	}
 	return out
 }

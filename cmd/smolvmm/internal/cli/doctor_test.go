@@ -108,11 +108,16 @@ func TestDoctor(t *testing.T) {
 		{"no cache", func(h *host) {
 			h.kernel = func() (string, error) { return "", &kernels.Error{Text: "set HOME", Kind: kernels.ErrCache} }
 		}, false, []string{"--  no NetBSD kernel can be looked for\n    set HOME"}},
+		{"both programs", func(h *host) {}, false, []string{"ok  all commands: /bin/full\n"}},
+		{"one program", func(h *host) {
+			h.full = func() (string, error) { return "", errors.New("nowhere") }
+		}, false, []string{"--  only boots, demo and doctor: smolvmm-full is neither beside smolvmm nor in PATH\n    " + installBoth}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := host{
 				arch: "amd64", group: func(string) string { return "kvm" }, groups: func() ([]int, error) { return []int{100, 1000}, nil }, kernel: func() (string, error) { return "/k", nil },
 				probe:    func(string) (vmm.HostInfo, error) { return good, nil },
+				full:     func() (string, error) { return "/bin/full", nil },
 				readFile: func(string) ([]byte, error) { return nil, fs.ErrNotExist },
 			}
 			modules("kvm_intel")(&h)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 )
 
@@ -19,10 +20,7 @@ const installBoth = "go install github.com/smolvmm/smolvmm/cmd/smolvmm/...@lates
 // handOver turns this process into the full program, which has what smolvmm leaves
 // out. It returns only if it cannot.
 func handOver(what string, args []string) error {
-	self, err := os.Executable()
-	if err == nil {
-		self, err = filepath.EvalSymlinks(self)
-	}
+	self, err := ownFile()
 	if err != nil {
 		return fmt.Errorf("%s: where this program is cannot be told: %w", what, err)
 	}
@@ -30,8 +28,44 @@ func handOver(what string, args []string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
-	err = syscall.Exec(path, append([]string{os.Args[0]}, args...), os.Environ())
+	env := append(os.Environ(), handoverVar+"="+VersionOf(debug.ReadBuildInfo()))
+	err = syscall.Exec(path, append([]string{os.Args[0]}, args...), env)
 	return fmt.Errorf("%s: %s cannot be run: %w", what, path, err)
+}
+
+// ownFile is where this program is, whatever links lead to it.
+func ownFile() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(self)
+}
+
+// ownFull is where the full program is, which may be this one.
+func ownFull() (string, error) {
+	self, err := ownFile()
+	if err != nil || filepath.Base(self) == fullName {
+		return self, err
+	}
+	return findFull(self, exec.LookPath)
+}
+
+// handoverVar tells the full program the version of the one that became it.
+const handoverVar = "SMOLVMM_HANDOVER"
+
+// handedOver refuses to go on from a program of another version, whose flags and
+// files might mean other things. own is this program's version.
+func handedOver(own func() string) error {
+	from, ok := os.LookupEnv(handoverVar)
+	if !ok {
+		return nil
+	}
+	_ = os.Unsetenv(handoverVar) // what this process starts is no handover
+	if v := own(); v != from {
+		return fmt.Errorf("smolvmm is %s and %s is %s: install both at once: %s", from, fullName, v, installBoth)
+	}
+	return nil
 }
 
 // findFull finds the full program beside this one, else in PATH.

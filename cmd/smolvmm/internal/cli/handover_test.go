@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"testing"
 
@@ -63,6 +64,48 @@ func TestHandOverNobody(t *testing.T) {
 	}
 	if r := run("ps"); r.Status != StatusMonitor || !strings.Contains(r.Err, "smolvmm itself") {
 		t.Errorf("%+v", r)
+	}
+}
+
+// TestHandedOver: a program goes on from one of its own version, from none, and from
+// no other; what it starts is told nothing.
+func TestHandedOver(t *testing.T) {
+	for _, c := range []struct {
+		from string // "" is none
+		ok   bool
+	}{{"", true}, {"v1.2.3", true}, {"v1.2.4", false}} {
+		t.Setenv(handoverVar, c.from)
+		if c.from == "" {
+			_ = os.Unsetenv(handoverVar)
+		}
+		err := handedOver(func() string { return "v1.2.3" })
+		if (err == nil) != c.ok || err != nil && !strings.Contains(err.Error(), "smolvmm is v1.2.4 and smolvmm-full is v1.2.3: ") {
+			t.Errorf("from %q: %v", c.from, err)
+		}
+		if v, ok := os.LookupEnv(handoverVar); ok {
+			t.Errorf("%s=%s is left", handoverVar, v)
+		}
+	}
+}
+
+// TestHandOverVersion: a program that became another of a different version says so
+// and does nothing; the one it became learns of the version.
+func TestHandOverVersion(t *testing.T) {
+	self, env := alone(t)
+	c := exec.CommandContext(t.Context(), self, "version")
+	c.Env = append(env, handoverVar+"=v0.0.0-other")
+	if r := clitest.Finish(t, c); r.Status != StatusMonitor || r.Out != "" || !strings.Contains(r.Err, "v0.0.0-other") || !strings.Contains(r.Err, installBoth) {
+		t.Errorf("%+v", r)
+	}
+	full := "#!/bin/sh\nprintf '%s\\n' \"$" + handoverVar + "\"\n"
+	if err := os.WriteFile(filepath.Join(filepath.Dir(self), fullName), []byte(full), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	own := VersionOf(debug.ReadBuildInfo())
+	c = exec.CommandContext(t.Context(), self, "ps")
+	c.Env = env
+	if r := clitest.Finish(t, c); r.Status != 0 || strings.TrimSpace(r.Out) != own {
+		t.Errorf("%+v, not %s", r, own)
 	}
 }
 

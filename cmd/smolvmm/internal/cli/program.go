@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"unicode"
@@ -88,7 +89,12 @@ func (p Program) Main() {
 		return
 	}
 	GrowStack()
-	os.Exit(p.Run(os.Args[1:], OwnStreams()))
+	s := OwnStreams()
+	if err := handedOver(func() string { return VersionOf(debug.ReadBuildInfo()) }); err != nil {
+		Complain(s, err)
+		os.Exit(StatusMonitor)
+	}
+	os.Exit(p.Run(os.Args[1:], s))
 }
 
 // command finds one of the program's own.
