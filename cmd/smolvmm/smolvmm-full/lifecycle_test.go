@@ -126,7 +126,7 @@ func TestLifecycle(t *testing.T) {
 	}
 	follow := y.cmd("logs", "-f", "web")
 	pr, pw := clitest.Pipe(t)
-	follow.Stdout = pw
+	follow.Stdout, follow.Stderr = pw, pw
 	if err := follow.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -414,6 +414,8 @@ func TestStuck(t *testing.T) {
 	err := killing.Wait()
 	if err != nil || out.String() != "stuck\nother\nstuck\n" || !strings.Contains(errs.String(), "it is killed") {
 		t.Errorf("%v %q %q", err, &out, &errs)
+		t.Log(y.do("ps", "-a"), y.do("inspect", "other"))
+		t.Log(y.do("logs", "other"), y.do("logs", "--monitor", "other"))
 	}
 	y.do("rm", "other", "stuck")
 	y.empty()
