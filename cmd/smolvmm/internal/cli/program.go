@@ -89,12 +89,7 @@ func (p Program) Main() {
 		return
 	}
 	GrowStack()
-	s := OwnStreams()
-	if err := handedOver(func() string { return VersionOf(debug.ReadBuildInfo()) }); err != nil {
-		Complain(s, err)
-		os.Exit(StatusMonitor)
-	}
-	os.Exit(p.Run(os.Args[1:], s))
+	os.Exit(p.Run(os.Args[1:], OwnStreams()))
 }
 
 // command finds one of the program's own.
@@ -109,7 +104,10 @@ func (p Program) command(name string) (Command, bool) {
 
 // Run is the program, apart from the process.
 func (p Program) Run(args []string, s Streams) int {
-	err := p.dispatch(args, s)
+	err := handedOver(func() string { return VersionOf(debug.ReadBuildInfo()) })
+	if err == nil {
+		err = p.dispatch(args, s)
+	}
 	var st *StatusError
 	if err != nil && (!errors.As(err, &st) || st.Err != nil) {
 		Complain(s, err)
