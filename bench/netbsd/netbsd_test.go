@@ -36,14 +36,14 @@ type place struct {
 // and gives its console and exit status.
 func (p place) boot(t *testing.T, image string, files map[string]string, env []string, args ...string) (string, int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 12*time.Minute)
 	defer cancel()
 	var argv []string
 	place := func(file string) string { return file }
 	if p.lab != "" {
 		place = func(file string) string { return "/t/" + filepath.Base(file) }
 		// A processor for each of the guest's: they wait for each other in loops.
-		argv = []string{p.lab, "-timeout", "5m", "-cpus", "4", "-file", p.kernel + ":" + place(p.kernel), "-file", image + ":" + place(image), "-out", place(image) + ":" + image}
+		argv = []string{p.lab, "-timeout", "10m", "-cpus", "4", "-file", p.kernel + ":" + place(p.kernel), "-file", image + ":" + place(image), "-out", place(image) + ":" + image}
 		for _, f := range files {
 			argv = append(argv, "-file", f+":"+place(f))
 		}
@@ -51,7 +51,7 @@ func (p place) boot(t *testing.T, image string, files map[string]string, env []s
 			argv = append(argv, "-env", e)
 		}
 	}
-	argv = append(argv, p.smolvmm, "-kernel", place(p.kernel), "-disk", place(image), "-timeout", "150s")
+	argv = append(argv, p.smolvmm, "-kernel", place(p.kernel), "-disk", place(image), "-timeout", "300s")
 	for name, f := range files {
 		argv = append(argv, "-E", name+"="+place(f))
 	}
