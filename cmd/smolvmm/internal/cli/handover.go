@@ -55,14 +55,15 @@ func ownFull() (string, error) {
 const handoverVar = "SMOLVMM_HANDOVER"
 
 // handedOver refuses to go on from a program of another version, whose flags and
-// files might mean other things. own is this program's version.
+// files might mean other things. own is this program's version. One that Go did not
+// record, as in `go run`, cannot be told from another.
 func handedOver(own func() string) error {
 	from, ok := os.LookupEnv(handoverVar)
 	if !ok {
 		return nil
 	}
 	_ = os.Unsetenv(handoverVar) // what this process starts is no handover
-	if v := own(); v != from {
+	if v := own(); v != from && v != devel && from != devel {
 		return fmt.Errorf("smolvmm is %s and %s is %s: install both at once: %s", from, fullName, v, installBoth)
 	}
 	return nil
