@@ -14,6 +14,7 @@ struct vc {
 	u32 sent, alloc, fwd;	// bytes to the host; its credit
 	u32 got, took, told;	// bytes from it; what has been used of them, what it knows of that
 	u32 shut, refused, owed;	// its SHUTDOWN flags; it said RST; a packet is due
+	u32 taken;	// the host has taken the call
 	u64 offered, out;	// of the stream that is sent
 	u32 fin, fin_sent;
 	u64 sum, word, count;	// of what comes
@@ -185,6 +186,7 @@ static void input(struct vsock *s, const struct vs_hdr *h, u8 *p)
 	switch (h->op) {
 	case V_RESPONSE:
 		c->state = OPEN;
+		c->taken = 1;
 		break;
 	case V_RST:
 		c->refused = !(c->fin_sent && c->shut & V_SEND) && c->state != LEAVING;
@@ -286,13 +288,16 @@ static void idle(struct vsock *s)
 	}
 }
 
-static int dial(struct vc *c)
+// dial connects; role is what is done with what comes, which may be there, up to the
+// connection's end, as soon as the answer is.
+static int dial(struct vc *c, u32 role)
 {
+	c->role = role;
 	packet(c, V_REQUEST, 0, NULL, 0);
 	c->state = CALLING;
 	while (c->state == CALLING && !vs.broken)
 		vs_step(&vs);
-	if (c->state == OPEN)
+	if (c->taken)
 		return 1;
 	fail("vsock", "port %u of the host: %s", c->host, vs.broken ? "the device is broken" : "refused");
 	return 0;
@@ -310,7 +315,6 @@ static void up(struct vc *c, u64 bytes)
 {
 	u64 t0 = rdtsc();
 
-	c->role = R_SOURCE;
 	c->offered = bytes;
 	c->fin = 1;
 	while (c->state != FREE && !vs.broken)
@@ -331,7 +335,6 @@ static void down(struct vc *c)
 {
 	u64 t0 = rdtsc(), count;
 
-	c->role = R_SINK;
 	while (c->state != FREE && !(c->shut & V_SEND) && !vs.broken)
 		vs_step(&vs);
 	t0 = rdtsc() - t0;
@@ -349,7 +352,6 @@ static void rr(struct vc *c, u64 count)
 {
 	u64 t0 = rdtsc(), us;
 
-	c->role = R_SINK;
 	for (u64 done = 0; done < count;) {
 		packet(c, V_RW, 0, stream, 1);
 		c->sent++;
@@ -403,7 +405,7 @@ void mode_vsock(const char *v)
 		serve(port);
 	else if (!after(v, "up") && !after(v, "down") && !after(v, "rr"))
 		fail("vsock", "wants up, down, rr or serve");
-	else if (c = fresh(opt_number("from", 1024), port), dial(c)) {
+	else if (c = fresh(opt_number("from", 1024), port), dial(c, after(v, "up") ? R_SOURCE : R_SINK)) {
 		if (after(v, "up"))
 			up(c, opt_number("bytes", 100 << 20));
 		else if (after(v, "rr"))
