@@ -275,6 +275,7 @@ type execution struct {
 	input   []byte // those that nobody is writing yet
 	last    bool   // no more will come
 	eof     bool   // because the caller has said so
+	over    bool   // the command is: its process number may be another's
 }
 
 // run serves a command until it has ended and its output is out.
@@ -305,6 +306,9 @@ func (x *execution) run(c net.Conn, ended <-chan syscall.WaitStatus) error {
 		status = <-ended
 		kill.Stop()
 	}
+	x.mu.Lock()
+	x.over = true
+	x.mu.Unlock()
 	// What is in the pipes still comes; what a process in the background would
 	// write later does not hold the caller up.
 	until := time.Now().Add(stragglers)
@@ -319,7 +323,7 @@ func (x *execution) run(c net.Conn, ended <-chan syscall.WaitStatus) error {
 	}
 	_ = x.conn.SendJSON(agent.TypeExit, st)
 	x.pipes.close() // ends a write that is stuck
-	c.Close()       // ends listening
+	parting(c)      // the caller's end, or that it takes too long, ends listening
 	<-gone
 	inputs.Wait()
 	return nil
@@ -359,7 +363,7 @@ func (x *execution) listen(gone chan<- struct{}) {
 			}
 		case agent.TypeSignal:
 			if sig := unix.SignalNum(string(b)); sig != 0 {
-				_ = x.server.System.Kill(x.pid, sig)
+				x.signal(sig)
 			}
 		case agent.TypeResize:
 			if size, err := agent.DecodeSize(b); err == nil && x.pipes.tty {
@@ -368,6 +372,15 @@ func (x *execution) listen(gone chan<- struct{}) {
 		default:
 			return
 		}
+	}
+}
+
+// signal passes a signal on for as long as there is whom to give it.
+func (x *execution) signal(sig syscall.Signal) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !x.over {
+		_ = x.server.System.Kill(x.pid, sig)
 	}
 }
 

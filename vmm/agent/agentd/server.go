@@ -112,18 +112,21 @@ func (s *Server) call(c net.Conn) error {
 	if err := c.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
-	if err := s.request(c, conn, r); err != nil {
-		// The caller may be sending still: closing at once would reset the
-		// connection, and take the words with it.
-		if conn.SendError(err) == nil {
-			_ = c.SetReadDeadline(time.Now().Add(lastTime))
-			if h, ok := c.(interface{ CloseWrite() error }); ok {
-				_ = h.CloseWrite()
-			}
-			_, _ = io.Copy(io.Discard, c)
-		}
+	if err := s.request(c, conn, r); err != nil && conn.SendError(err) == nil {
+		parting(c)
+		_, _ = io.Copy(io.Discard, c)
 	}
 	return nil
+}
+
+// parting says that no more will come, before a connection is read to its end: the
+// caller may be sending still, and closing at once would reset the connection and take
+// the last words with it. One that does not hang up in time is cut off.
+func parting(c net.Conn) {
+	_ = c.SetReadDeadline(time.Now().Add(lastTime))
+	if h, ok := c.(interface{ CloseWrite() error }); ok {
+		_ = h.CloseWrite()
+	}
 }
 
 func (s *Server) request(c net.Conn, conn *agent.Conn, r agent.Request) error {

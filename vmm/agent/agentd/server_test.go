@@ -259,6 +259,37 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // TestHangUp: who leaves takes the command along, a stubborn one too.
+// TestInputBehind: what a caller says behind a command's end resets nothing, as a reset
+// may overtake the status.
+func TestInputBehind(t *testing.T) {
+	r := serve(t)
+	for range 30 {
+		stream := r.dial()
+		c := agent.NewConn(stream)
+		if err := c.SendJSON(agent.TypeRequest, agent.Request{Op: agent.OpExec, Argv: sh("exit 7")}); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []agent.Type{agent.TypeStarted, agent.TypeExit} {
+			if got, b, err := c.Receive(); err != nil || got != want {
+				t.Fatalf("message %d %q, %v", got, b, err)
+			}
+		}
+		for range 3 {
+			if err := c.Send(agent.TypeStdin, make([]byte, 1000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var err error
+		for err == nil {
+			_, _, err = c.Receive() // credit, if anything
+		}
+		if err != io.EOF {
+			t.Fatal(err)
+		}
+		stream.Close()
+	}
+}
+
 func TestHangUp(t *testing.T) {
 	r := serve(t)
 	for _, script := range []string{"echo $$; exec sleep 1000", "trap '' HUP; echo $$; while :; do sleep 1; done"} {

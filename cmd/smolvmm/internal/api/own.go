@@ -245,20 +245,51 @@ func (s *Server) relay(conn net.Conn, ahead io.Reader, guest net.Conn) {
 		guest.Close()
 	})
 	var both sync.WaitGroup
-	both.Go(func() { half(guest, ahead, conn) })
-	half(conn, guest, guest)
+	both.Go(func() {
+		refused, err := half(guest, ahead)
+		switch {
+		case refused:
+			// It takes no more, which a command that has ended does not either; what
+			// it has said before that is still on its way to the caller.
+			_, _ = io.Copy(io.Discard, ahead)
+		case err != nil:
+			conn.Close()
+			guest.Close()
+		}
+	})
+	if _, err := half(conn, guest); err != nil {
+		conn.Close()
+		guest.Close()
+	}
 	both.Wait()
 }
 
-// half copies one way and passes its end on. What fails ends both ways. The
-// struct hides methods by which io.Copy would splice, which the jail refuses.
-func half(to net.Conn, from io.Reader, source net.Conn) {
-	_, err := io.Copy(struct{ io.Writer }{to}, struct{ io.Reader }{from})
-	if w, ok := to.(interface{ CloseWrite() error }); err == nil && ok && w.CloseWrite() == nil {
-		return
+// half copies one way and passes its end on; refused says that the error is the
+// receiver's. The struct hides a method by which io.Copy would splice, which the
+// jail refuses.
+func half(to net.Conn, from io.Reader) (refused bool, err error) {
+	w := &receiver{Conn: to}
+	if _, err = io.Copy(struct{ io.Writer }{w}, struct{ io.Reader }{from}); err == nil {
+		if h, ok := to.(interface{ CloseWrite() error }); ok {
+			w.err = h.CloseWrite()
+		} else {
+			w.err = errors.ErrUnsupported
+		}
+		err = w.err
 	}
-	to.Close()
-	source.Close()
+	return w.err != nil, err
+}
+
+// receiver remembers that a connection took no more.
+type receiver struct {
+	net.Conn
+	err error
+}
+
+func (r *receiver) Write(b []byte) (int, error) {
+	n, err := r.Conn.Write(b)
+	r.err = err
+	return n, err
 }
 
 // metricsOf gives the machine's counters, if there is a machine.

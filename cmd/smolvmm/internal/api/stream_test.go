@@ -186,6 +186,49 @@ func TestAgentDeaf(t *testing.T) {
 	}
 }
 
+// sated is an Agent whose guest takes nothing, and speaks all the same.
+type sated struct{ told chan struct{} }
+
+type satedConn struct {
+	net.Conn
+	words io.Reader
+	told  <-chan struct{}
+}
+
+func (c satedConn) Write([]byte) (int, error) { return 0, unix.EPIPE }
+func (c satedConn) Read(b []byte) (int, error) {
+	<-c.told
+	return c.words.Read(b)
+}
+
+func (a sated) Dial(context.Context) (net.Conn, error) {
+	near, _ := net.Pipe()
+	return satedConn{near, strings.NewReader("the last words"), a.told}, nil
+}
+func (sated) Shutdown(context.Context) error { return errors.New("not today") }
+
+// TestAgentSated: what the guest has said reaches its caller also when the guest
+// takes nothing more of his, as when a command ends beside its input.
+func TestAgentSated(t *testing.T) {
+	a := sated{make(chan struct{})}
+	s, path := serve(t, Config{Agent: a})
+	s.Started()
+	conn, err := client.New(path).Agent(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	// More than sockets hold: all of it was taken, so the guest's refusal was seen.
+	if _, err := conn.Write(make([]byte, 4<<20)); err != nil {
+		t.Error(err)
+	}
+	close(a.told)
+	if got, err := io.ReadAll(conn); err != nil || string(got) != "the last words" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
 // dialer is an Agent behind a Unix socket.
 type dialer struct{ path string }
 
