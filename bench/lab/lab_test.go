@@ -9,8 +9,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/smolvmm/smolvmm/bench/lab/internal/image"
+	"github.com/smolvmm/smolvmm/bench/lab/internal/wire"
 )
 
 func TestVMArgs(t *testing.T) {
@@ -177,6 +181,45 @@ func TestTail(t *testing.T) {
 	_, _ = q.Write([]byte("qemu: warning: TCG\nqemu: no such file\nmore\n"))
 	if got := q.firstError(); got != "qemu: no such file" {
 		t.Errorf("first error %q", got)
+	}
+}
+
+// TestBeat: a lab that runs is interrupted again and again, and one that does not read
+// holds up nobody.
+func TestBeat(t *testing.T) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, theirs := os.NewFile(uintptr(pair[0]), "port"), os.NewFile(uintptr(pair[1]), "theirs")
+	defer port.Close()
+	defer theirs.Close()
+	r := &running{o: &options{timeout: time.Minute}, port: port, stdout: io.Discard, stderr: io.Discard, started: make(chan struct{})}
+	ended := make(chan result, 1)
+	go func() {
+		status, err := r.wait(nil, nil)
+		ended <- result{status, err}
+	}()
+	w, read := wire.NewWriter(theirs), wire.NewReader(theirs)
+	if err := w.Frame(wire.Started, nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if k, p, err := read.Frame(); k != wire.Beat || len(p) != 0 || err != nil {
+			t.Fatalf("frame %d of %d bytes, %v", k, len(p), err)
+		}
+	}
+	if err := w.Frame(wire.Ended, []byte(`{"Code":7}`)); err != nil {
+		t.Fatal(err)
+	}
+	if e := <-ended; e.err != nil || e.status != 7 {
+		t.Errorf("%+v", e)
+	}
+	for range 10_000 { // far more than the socket holds
+		r.beat()
+	}
+	if err := wire.NewWriter(port).Frame(wire.Bye, nil); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -49,6 +49,7 @@ const (
 const (
 	Signal Kind = 16 // one byte: the signal to send to the program's process group
 	Bye    Kind = 17 // power off
+	Beat   Kind = 18 // no payload, and nothing to do: its interrupt is what counts
 )
 
 // MaxPayload bounds a frame's payload, in bytes.
