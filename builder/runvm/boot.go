@@ -1,6 +1,7 @@
 package runvm
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -121,15 +122,21 @@ const secretsDir = "/run/secrets"
 // logMinor is the raw disk ld1d's minor number.
 const logMinor = 1*devnodes.Partitions + devnodes.WholeDisk
 
-// document gives smolinit's document and the items that hold the secrets.
-func document(step builder.RunStep, b *booting, size, output int64) (initDoc, []vmm.Item, error) {
-	doc := initDoc{
+// document gives smolinit's document and the items that hold the secrets, which are
+// the caller's to wipe; an error's are wiped.
+func document(step builder.RunStep, b *booting, size, output int64) (doc initDoc, items []vmm.Item, err error) {
+	defer func() {
+		if err != nil {
+			wipe(items)
+		}
+	}()
+	doc = initDoc{
 		Argv: step.Argv, Env: map[string]string{}, Cwd: step.Cwd, UID: step.UID, GID: step.GID, Groups: step.Groups,
 		Secrets: map[string]place{}, Quiet: true,
 		Build: steplog.Step{Log: logMinor, Size: size, Output: output, Init: b.init, Remove: b.remove, Links: map[string]string{}},
 	}
 	if len(step.Argv) == 0 {
-		return doc, nil, errors.New("the step has no command")
+		return doc, items, errors.New("the step has no command")
 	}
 	if !step.Network {
 		doc.Net = &[]struct{}{}
@@ -137,11 +144,10 @@ func document(step builder.RunStep, b *booting, size, output int64) (initDoc, []
 	for _, e := range step.Env {
 		name, value, ok := strings.Cut(e, "=")
 		if !ok {
-			return doc, nil, fmt.Errorf("the environment of the step: %q is not NAME=VALUE", e)
+			return doc, items, fmt.Errorf("the environment of the step: %q is not NAME=VALUE", e)
 		}
 		doc.Env[name] = value
 	}
-	var items []vmm.Item
 	add := func(s builder.Secret, p place) error {
 		// Names of items are short and plain; an ID may be neither.
 		name := fmt.Sprintf("s%d", len(items))
@@ -156,7 +162,7 @@ func document(step builder.RunStep, b *booting, size, output int64) (initDoc, []
 	for _, s := range step.Secrets {
 		if s.Env != "" {
 			if err := add(s, place{Env: s.Env}); err != nil {
-				return doc, nil, err
+				return doc, items, err
 			}
 		}
 		if s.Path == "" {
@@ -174,8 +180,32 @@ func document(step builder.RunStep, b *booting, size, output int64) (initDoc, []
 			p.Mode = fmt.Sprintf("%04o", s.Mode)
 		}
 		if err := add(s, p); err != nil {
-			return doc, nil, err
+			return doc, items, err
 		}
 	}
 	return doc, items, nil
+}
+
+// items gives all that a step's machine finds at its configuration port.
+func items(step builder.RunStep, b *booting, size, output int64) ([]vmm.Item, error) {
+	doc, list, err := document(step, b, size, output)
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(doc)
+	if err == nil {
+		var it vmm.Item
+		if it, err = vmm.NewItem("opt/smolvmm/init.json", text); err == nil {
+			return append(list, it), nil
+		}
+	}
+	wipe(list)
+	return nil, err
+}
+
+// wipe zeroes the values of items that no machine needs any more.
+func wipe(items []vmm.Item) {
+	for _, it := range items {
+		it.Wipe()
+	}
 }

@@ -102,8 +102,11 @@ func TestDocument(t *testing.T) {
 	if _, _, err = document(builder.RunStep{}, &booting{}, 1<<20, 0); err == nil {
 		t.Error("a step without a command")
 	}
-	step = builder.RunStep{Argv: []string{"x"}, Secrets: []builder.Secret{{ID: "big", Path: "/x", Data: make([]byte, 17<<20)}}}
-	if _, _, err = document(step, &booting{}, 1<<20, 0); err == nil || !strings.Contains(err.Error(), "secret big") {
+	step = builder.RunStep{Argv: []string{"x"}, Secrets: []builder.Secret{{ID: "small", Path: "/y", Data: []byte("kept")}, {ID: "big", Path: "/x", Data: make([]byte, 17<<20)}}}
+	if _, items, err = document(step, &booting{}, 1<<20, 0); err == nil || !strings.Contains(err.Error(), "secret big") {
 		t.Errorf("a secret of 17 MiB: %v", err)
+	}
+	if len(items) != 1 || items[0].Len() != 0 {
+		t.Errorf("the items of a step that cannot be: %v", items)
 	}
 }

@@ -39,8 +39,10 @@ type said struct {
 // maxGone bounds the list of what a step removed, in bytes: a million names.
 const maxGone = 64 << 20
 
-// run boots the machine and follows its log to the end.
+// run boots the machine and follows its log to the end. The items, which may be
+// secrets, are wiped then, whatever became of the step.
 func (m *machine) run(ctx context.Context) (*said, error) {
+	defer wipe(m.cfg.Items)
 	con := &console{}
 	marked := make(chan struct{}, 1)
 	m.cfg.ConsoleOut = con

@@ -327,6 +327,24 @@ func TestMachines(t *testing.T) {
 	}
 }
 
+// TestItemsAreWiped: a step's secrets end with its machine, also with one that fails.
+func TestItemsAreWiped(t *testing.T) {
+	list, err := items(builder.RunStep{Argv: []string{"x"}, Secrets: []builder.Secret{{ID: "token", Env: "TOKEN", Data: []byte("t0p")}}}, &booting{}, 1<<20, 0)
+	must(t, err)
+	if len(list) != 2 || list[0].Len() != 3 || list[1].Len() == 0 {
+		t.Fatalf("%v", list)
+	}
+	m := &machine{cfg: vmm.Config{Kernel: vmm.File{Path: filepath.Join(t.TempDir(), "no kernel")}, Items: list}}
+	if _, err := m.run(t.Context()); err == nil {
+		t.Error("a machine without a kernel")
+	}
+	for _, it := range list {
+		if it.Len() != 0 {
+			t.Errorf("%v is there after its machine", it)
+		}
+	}
+}
+
 func TestNewRefuses(t *testing.T) {
 	if _, err := New(Options{}); err == nil {
 		t.Error("a runner of nothing")

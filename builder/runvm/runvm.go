@@ -8,7 +8,6 @@ package runvm
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -158,22 +157,10 @@ func (r *Runner) run(ctx context.Context, step builder.RunStep) (_ *tree.Tree, e
 	if err := log.guest.Truncate(size); err != nil {
 		return nil, err
 	}
-	doc, items, err := document(step, boot, size, r.o.Output)
-	if err != nil {
-		return nil, err
-	}
-	b, err := json.Marshal(doc)
-	if err != nil {
-		return nil, err
-	}
-	conf, err := vmm.NewItem("opt/smolvmm/init.json", b)
-	if err != nil {
-		return nil, err
-	}
 	m := &machine{
 		cfg: vmm.Config{
 			Kernel: kernel, Cmdline: strings.TrimSpace("root=ld0a console=com -z " + r.o.Cmdline),
-			Memory: r.o.Memory, CPUs: r.o.CPUs, Log: r.o.Log, Items: append(items, conf),
+			Memory: r.o.Memory, CPUs: r.o.CPUs, Log: r.o.Log,
 			Disks: []vmm.Disk{{File: root.guest, Path: "the step's root", Serial: "root"}, {File: log.guest, Path: "the step's log", Serial: "log"}},
 		},
 		log: log.own, output: step.Output, most: r.o.Output,
@@ -187,6 +174,9 @@ func (r *Runner) run(ctx context.Context, step builder.RunStep) (_ *tree.Tree, e
 			defer func() { err = errors.Join(err, n.Close()) }()
 		}
 		m.cfg.Nets = n.Nets
+	}
+	if m.cfg.Items, err = items(step, boot, size, r.o.Output); err != nil {
+		return nil, err
 	}
 	said, err := m.run(ctx)
 	if err != nil {
