@@ -243,6 +243,7 @@ type hostile struct {
 	layers   []Descriptor
 	name     string
 	document []byte
+	onDisk   []byte // the tree's map, where it is not to say that nothing is there
 }
 
 func newHostile() *hostile {
@@ -274,9 +275,18 @@ func (h *hostile) tree(files map[string][]byte, more ...string) {
 	var enc, arc bytes.Buffer
 	root.Encode(&enc)
 	h.img.Tree = describe("", enc.Bytes()).Digest
+	distinct := map[string]bool{}
+	for _, b := range files {
+		distinct[string(b)] = true
+	}
+	if h.onDisk == nil {
+		h.onDisk = make([]byte, len(distinct)) // nothing is
+	}
 	w := tar.NewWriter(&arc)
 	w.WriteHeader(&tar.Header{Name: treeEntry, Size: int64(enc.Len())})
 	w.Write(enc.Bytes())
+	w.WriteHeader(&tar.Header{Name: diskEntry, Size: int64(len(h.onDisk))})
+	w.Write(h.onDisk)
 	for _, name := range more {
 		b := []byte("content")
 		w.WriteHeader(&tar.Header{Name: name, Size: int64(len(b))})
@@ -284,6 +294,19 @@ func (h *hostile) tree(files map[string][]byte, more ...string) {
 	}
 	w.Close()
 	h.layers = []Descriptor{h.add(TypeZstdDisk, squash(h.disk)), h.add(TypeTree, squash(arc.Bytes()))}
+}
+
+// noMap is an archive of a tree as it was before it had a map.
+func (h *hostile) noMap() {
+	var arc bytes.Buffer
+	var enc bytes.Buffer
+	tree.New().Encode(&enc)
+	w := tar.NewWriter(&arc)
+	w.WriteHeader(&tar.Header{Name: treeEntry, Size: int64(enc.Len())})
+	w.Write(enc.Bytes())
+	w.WriteHeader(&tar.Header{Name: strings.Repeat("0", 64)})
+	w.Close()
+	h.layers[1] = h.add(TypeTree, squash(arc.Bytes()))
 }
 
 func TestLoadRefuses(t *testing.T) {
@@ -331,6 +354,21 @@ func TestLoadRefuses(t *testing.T) {
 		"a tree with a hole": {"lacks", func(h *hostile) { h.tree(map[string][]byte{"/a": []byte("content")}) }},
 		"a tree with more":   {"does not name", func(h *hostile) { h.tree(nil, content) }},
 		"a tree's traversal": {"does not name", func(h *hostile) { h.tree(nil, "../../x") }},
+		"a map cut short":    {"damaged", func(h *hostile) { h.onDisk = []byte{2, 0, 0}; h.tree(map[string][]byte{"/a": []byte("disk")}) }},
+		"no map":             {"goes on with", func(h *hostile) { h.tree(nil); h.noMap() }},
+		"a map too long":     {"too many", func(h *hostile) { h.onDisk = []byte{0, 0}; h.tree(map[string][]byte{"/a": []byte("content")}, content) }},
+		"a map of much": {"damaged", func(h *hostile) {
+			h.onDisk = bytes.Repeat([]byte{0xff}, 12)
+			h.tree(map[string][]byte{"/a": []byte("disk")})
+		}},
+		"a run too long":   {"5 bytes at 0", func(h *hostile) { h.onDisk = []byte{2, 0, 0, 5}; h.tree(map[string][]byte{"/a": []byte("disk")}) }},
+		"a run of nothing": {"0 bytes at 0", func(h *hostile) { h.onDisk = []byte{2, 0, 0, 0}; h.tree(map[string][]byte{"/a": []byte("disk")}) }},
+		"a run too far": {"4 bytes at 4093", func(h *hostile) {
+			h.onDisk = []byte{2, 0, 0xfd, 0x1f, 4}
+			h.tree(map[string][]byte{"/a": []byte("disk")})
+		}},
+		"another run":      {"what should be", func(h *hostile) { h.onDisk = []byte{2, 0, 1, 4}; h.tree(map[string][]byte{"/a": []byte("disk")}) }},
+		"a run behind all": {"1 bytes at 0", func(h *hostile) { h.onDisk = []byte{2, 4, 0, 1}; h.tree(map[string][]byte{"/a": []byte("disk")}) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t)
@@ -352,6 +390,13 @@ func TestLoadRefuses(t *testing.T) {
 	// The archive that the others are spoilt from is taken, with a good tree too.
 	h := newHostile()
 	h.tree(map[string][]byte{"/a": []byte("content"), "/b": []byte("content")}, content)
+	if _, err := open(t).Load(t.Context(), bytes.NewReader(h.archive()), LoadOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	// And one whose files are on the disk: in two runs, with zeros around them.
+	h = newHostile()
+	h.onDisk = []byte{3, 1, 3, 2, 1, 0, 4}
+	h.tree(map[string][]byte{"/a": []byte("\x00kd\x00disk\x00")})
 	if _, err := open(t).Load(t.Context(), bytes.NewReader(h.archive()), LoadOptions{}); err != nil {
 		t.Fatal(err)
 	}

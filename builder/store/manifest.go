@@ -24,7 +24,7 @@ const (
 	TypeRawDisk  = "application/x-raw-disk-image"
 	TypeZstdDisk = "application/x-raw-disk-image+zstd"
 	TypeKernel   = "application/vnd.smolvmm.kernel.v1+zstd"
-	TypeTree     = "application/vnd.smolvmm.tree.v1.tar+zstd"
+	TypeTree     = "application/vnd.smolvmm.tree.v2.tar+zstd"
 
 	TypeManifest = "application/vnd.oci.image.manifest.v1+json"
 	TypeIndex    = "application/vnd.oci.image.index.v1+json"

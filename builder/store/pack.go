@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"slices"
 
@@ -231,42 +232,60 @@ func (w *watched) Read(p []byte) (int, error) {
 
 const (
 	treeEntry = "tree" // the encoding in the archive of a tree
+	diskEntry = "disk" // where on the disk its contents are: see share.go
 	// maxTree bounds a tree's encoding, bytes: a million files with long names.
 	maxTree = 256 << 20
 )
 
-// tarTree writes the archive of a tree: its encoding, then the contents by
-// their digests' 64 digits, in their order.
+// tarTree writes the archive of a tree: its encoding, where on the disk its contents
+// are, and those that are not there by their digests' 64 digits, in their order.
 func (s *Store) tarTree(ctx context.Context, w io.Writer, e Entry, progress func(string, int64, int64)) error {
 	sizes, err := s.contentsOf(e.Tree.Path())
 	if err != nil {
 		return err
 	}
-	t := tar.NewWriter(w)
-	put := func(name string, b blob.Blob) error {
-		if err := t.WriteHeader(&tar.Header{Name: name, Size: b.Size(), Mode: 0o644, Format: tar.FormatPAX}); err != nil {
-			return err
-		}
-		return copyBlob(ctx, t, b, "tree", nil)
-	}
-	if err := put(treeEntry, *e.Tree); err != nil {
-		return err
-	}
-	digests := make([]string, 0, len(sizes))
-	for d := range sizes {
-		digests = append(digests, d)
-	}
-	slices.Sort(digests)
-	for i, d := range digests {
+	contents := make([]blob.Blob, 0, len(sizes))
+	for _, d := range slices.Sorted(maps.Keys(sizes)) {
 		b, err := s.content(d, sizes[d])
 		if err != nil {
 			return err
 		}
-		if err := put(d[len(tree.DigestPrefix):], b); err != nil {
+		contents = append(contents, b)
+	}
+	sh, err := newSharer(ctx, e.Disk)
+	if err != nil {
+		return err
+	}
+	defer sh.disk.Close()
+	table, own, err := sh.shared(ctx, contents)
+	if err != nil {
+		return err
+	}
+	t := tar.NewWriter(w)
+	header := func(name string, size int64) error {
+		return t.WriteHeader(&tar.Header{Name: name, Size: size, Mode: 0o644, Format: tar.FormatPAX})
+	}
+	if err := header(treeEntry, e.Tree.Size()); err != nil {
+		return err
+	}
+	if err := copyBlob(ctx, t, *e.Tree, "tree", nil); err != nil {
+		return err
+	}
+	if err := header(diskEntry, int64(len(table))); err != nil {
+		return err
+	}
+	if _, err := t.Write(table); err != nil {
+		return err
+	}
+	for i, b := range own {
+		if err := header(b.Digest()[len(tree.DigestPrefix):], b.Size()); err != nil {
+			return err
+		}
+		if err := copyBlob(ctx, t, b, "tree", nil); err != nil {
 			return err
 		}
 		if progress != nil {
-			progress("tree", int64(i+1), int64(len(digests)))
+			progress("tree", int64(i+1), int64(len(own)))
 		}
 	}
 	return t.Close()

@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/smolvmm/smolvmm/builder/spec"
 )
 
 // TestSmolBSD loads what `oras push --artifact-type application/vnd.smolbsd.image
@@ -87,20 +85,6 @@ func FuzzLoad(f *testing.F) {
 			if _, err := s.Resolve(e.ID); err != nil {
 				t.Fatal(err)
 			}
-		}
-	})
-}
-
-func FuzzSniff(f *testing.F) {
-	f.Add([]byte("EFI PART"), 512)
-	f.Fuzz(func(t *testing.T, b []byte, at int) {
-		disk := make([]byte, 70<<10)
-		if at >= 0 && at < len(disk) {
-			copy(disk[at:], b)
-		}
-		_, root := Sniff(bytes.NewReader(disk))
-		if err := spec.CheckRoot(root); err != nil {
-			t.Fatal(err)
 		}
 	})
 }

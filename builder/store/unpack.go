@@ -8,7 +8,9 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"unicode/utf16"
 
@@ -117,7 +119,7 @@ func (u *unpacker) described(p parts) (Entry, error) {
 		}
 	}
 	if p.tree != nil && !u.NoTree {
-		if err := u.tree(p.tree, img.Tree); err != nil {
+		if err := u.tree(p.tree, img); err != nil {
 			return Entry{}, err
 		}
 	}
@@ -243,7 +245,8 @@ func (u *unpacker) store(r io.Reader, size, given int64, digest string) (blob.Bl
 }
 
 // tree fetches the archive of a tree.
-func (u *unpacker) tree(d *Descriptor, digest string) error {
+func (u *unpacker) tree(d *Descriptor, img spec.Image) error {
+	digest := img.Tree
 	if digest == "" {
 		return refused("a tree that the description does not know")
 	}
@@ -261,7 +264,7 @@ func (u *unpacker) tree(d *Descriptor, digest string) error {
 		return err
 	}
 	defer z.Close()
-	if err := u.untar(tar.NewReader(z), digest); err != nil {
+	if err := u.untar(tar.NewReader(z), img); err != nil {
 		return refusedCorrupt("tree", err)
 	}
 	if _, err := io.Copy(io.Discard, io.LimitReader(z, maxTree)); err != nil {
@@ -282,7 +285,7 @@ func (u *unpacker) complete(b blob.Blob) bool {
 	return err == nil
 }
 
-func (u *unpacker) untar(t *tar.Reader, digest string) error {
+func (u *unpacker) untar(t *tar.Reader, img spec.Image) error {
 	h, err := t.Next()
 	if err != nil {
 		return refused("the archive of the tree: %w", err)
@@ -290,7 +293,7 @@ func (u *unpacker) untar(t *tar.Reader, digest string) error {
 	if h.Name != treeEntry || h.Typeflag != tar.TypeReg || h.Size > maxTree {
 		return refused("the archive of the tree begins with %q of %d bytes", clip(h.Name), h.Size)
 	}
-	b, err := u.store(t, h.Size, h.Size, digest)
+	b, err := u.store(t, h.Size, h.Size, img.Tree)
 	if err != nil {
 		return err
 	}
@@ -303,6 +306,15 @@ func (u *unpacker) untar(t *tar.Reader, digest string) error {
 		if total += size; size > u.MaxDisk || total > u.MaxDisk {
 			return refused("a tree with files of more than %d bytes", u.MaxDisk)
 		}
+	}
+	if h, err = t.Next(); err != nil {
+		return refused("the archive of the tree: %w", err)
+	}
+	if h.Name != diskEntry || h.Typeflag != tar.TypeReg || h.Size > maxShared {
+		return refused("the archive of the tree goes on with %q of %d bytes", clip(h.Name), h.Size)
+	}
+	if err := u.fromDisk(t, img.Disk, want); err != nil {
+		return err
 	}
 	for {
 		h, err := t.Next()
@@ -329,6 +341,45 @@ func (u *unpacker) untar(t *tar.Reader, digest string) error {
 			}
 			return err
 		}
+	}
+	return nil
+}
+
+// fromDisk makes the contents that are on the image's disk, which is in the store,
+// and leaves the others in want.
+func (u *unpacker) fromDisk(r io.Reader, d spec.Disk, want map[string]int64) error {
+	table, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	disk, err := u.s.content(d.Digest, d.Size)
+	if err != nil {
+		return err
+	}
+	f, err := disk.Open()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	m := sharedReader{table, d.Size}
+	for _, digest := range slices.Sorted(maps.Keys(want)) {
+		size := want[digest]
+		runs, ok, err := m.next(size)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue
+		}
+		if _, err := u.s.content(digest, size); err != nil {
+			if _, err := u.store(&runReader{disk: f, runs: runs, size: size}, size, size, digest); err != nil {
+				return err
+			}
+		}
+		delete(want, digest)
+	}
+	if len(m.b) > 0 {
+		return refused("the map of the tree's files on the disk has %d bytes too many", len(m.b))
 	}
 	return nil
 }

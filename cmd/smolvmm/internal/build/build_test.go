@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -480,4 +481,62 @@ func TestGo(t *testing.T) {
 		t.Error(err)
 	}
 	s.clean()
+}
+
+// TestCarriedOnce: what goes to others has each file once, on the disk, and the tree
+// is whole again where it arrives.
+func TestCarriedOnce(t *testing.T) {
+	s := newSite(t)
+	r := rand.New(rand.NewPCG(8, 8))
+	noise := make([]byte, 2<<20+777)
+	for i := range noise {
+		noise[i] = byte(r.Uint32())
+	}
+	for i, n := range []int{len(noise), 300_000, 5000, 100} { // indirect blocks, fragments
+		s.file(fmt.Sprintf("files/%d", i), string(noise[len(noise)-n:]))
+	}
+	for _, layout := range []string{"ffs", "gpt"} {
+		s.file("Dockerfile", "FROM base,etc\nLABEL smolbsd.service=once smolbsd.minimize=y smolvmm.layout="+layout+"\nCOPY files /srv\n")
+		s.build()
+		from, err := store.Open(s.o.Images)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := from.Resolve("once")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var whole, bare bytes.Buffer
+		if err := errors.Join(from.Save(t.Context(), &whole, []store.Entry{e}, store.PackOptions{}), from.Save(t.Context(), &bare, []store.Entry{e}, store.PackOptions{NoTree: true})); err != nil {
+			t.Fatal(err)
+		}
+		// smolinit's file is on the disk, too: what comes with the tree is names.
+		if more := whole.Len() - bare.Len(); more > 64<<10 {
+			t.Errorf("%s: %d bytes with the tree, %d without", layout, whole.Len(), bare.Len())
+		}
+		to, err := store.Open(filepath.Join(t.TempDir(), "images"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := to.Load(t.Context(), &whole, store.LoadOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		root, err := to.OpenTree(all[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, n := range []int{len(noise), 300_000, 5000, 100} {
+			f, err := root.Lookup(fmt.Sprintf("srv/%d", i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b, err := tree.ReadAll(f.Content, 1<<30); err != nil || !bytes.Equal(b, noise[len(noise)-n:]) {
+				t.Errorf("%s: %d bytes of %d, %v", layout, len(b), n, err)
+			}
+		}
+		if all[0].ID != e.ID {
+			t.Errorf("%s is %s here", e.ID, all[0].ID)
+		}
+	}
 }
