@@ -142,6 +142,11 @@ func (s *setter) cached() *tree.Tree {
 	if err != nil || len(b) > maxTree {
 		return nil
 	}
+	return s.decode(b)
+}
+
+// decode reads what save wrote: nil where that is not this set, whole.
+func (s *setter) decode(b []byte) *tree.Tree {
 	body, ok := bytes.CutPrefix(b, s.head(nil))
 	if !ok || len(body) < sha256.Size || !bytes.HasPrefix(b, s.head(body[sha256.Size:])) {
 		return nil
@@ -361,17 +366,20 @@ func Referenced(cache string, fn func(digest string)) error {
 		if err != nil {
 			return fmt.Errorf("cache of sets %s: %w", cache, err)
 		}
-		head := len(treeVersion) + 2*sha512.Size + 1 + sha256.Size
-		if !bytes.HasPrefix(b, []byte(treeVersion)) || len(b) < head {
-			continue
-		}
-		_, err = tree.Decode(bytes.NewReader(b[head:]), func(digest string, size int64) (tree.Content, error) {
-			fn(digest)
-			return tree.Ref{Sum: digest, Bytes: size}, nil
-		})
-		if err != nil {
-			continue
-		}
+		refer(b, fn)
 	}
 	return nil
+}
+
+// refer tells of the contents of an unpacked set, whichever it is.
+func refer(b []byte, fn func(digest string)) {
+	head := len(treeVersion) + 2*sha512.Size + 1 + sha256.Size
+	if !bytes.HasPrefix(b, []byte(treeVersion)) || len(b) < head {
+		return
+	}
+	// What is damaged is unpacked again: what it refers to need not be all there is.
+	_, _ = tree.Decode(bytes.NewReader(b[head:]), func(digest string, size int64) (tree.Content, error) {
+		fn(digest)
+		return tree.Ref{Sum: digest, Bytes: size}, nil
+	})
 }
