@@ -15,8 +15,8 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -32,8 +32,12 @@ import (
 const (
 	// defaultPackageMirror has pkgsrc's binary packages.
 	defaultPackageMirror = "https://cdn.netbsd.org"
-	// localBase is where packages of NetBSD's own builds are (pkgsrc's LOCALBASE).
-	localBase = "usr/pkg"
+	// localBase is where packages of NetBSD's own builds are; one says so itself in
+	// buildInfo (pkgsrc's LOCALBASE).
+	localBase = "/usr/pkg"
+	buildInfo = "+BUILD_INFO"
+	// maxBuildInfo bounds that file, in bytes: it has some 70 lines.
+	maxBuildInfo = 1 << 20
 	// maxSummary bounds pkg_summary.gz, maxUnpackedSummary what it holds, in bytes:
 	// those of 2025 have 10 and 60 MiB.
 	maxSummary, maxUnpackedSummary = 128 << 20, 1 << 30
@@ -65,7 +69,7 @@ func (p *packages) url(release, file string) string {
 	return p.mirror + "/pub/pkgsrc/packages/NetBSD/amd64/" + release + "/All/" + file
 }
 
-func (p *packages) path(release, name string) string {
+func (p *packages) file(release, name string) string {
 	return filepath.Join(p.cache, release, name+".json")
 }
 
@@ -78,7 +82,7 @@ func (p *packages) Fetch(ctx context.Context, release string, names []string) ([
 	var missing []string
 	for _, n := range names {
 		var c chosen
-		b, err := os.ReadFile(p.path(release, n))
+		b, err := os.ReadFile(p.file(release, n))
 		if err != nil || json.Unmarshal(b, &c) != nil || tree.CheckName(c.File) != nil || p.renew {
 			missing = append(missing, n)
 			continue
@@ -109,7 +113,7 @@ func (p *packages) Fetch(ctx context.Context, release string, names []string) ([
 	var out []builder.Layer
 	for _, n := range names {
 		c := known[n]
-		id := sha256.Sum256(fmt.Appendf(nil, "package %s %s %d %s", release, c.File, c.Size, c.Sum))
+		id := sha256.Sum256(fmt.Appendf(nil, "package at its LOCALBASE %s %s %d %s", release, c.File, c.Size, c.Sum))
 		out = append(out, builder.Layer{Name: n, Digest: tree.DigestPrefix + hex.EncodeToString(id[:]), Open: func(ctx context.Context, _ bool) (*tree.Tree, error) {
 			t, err := p.open(ctx, release, n, c)
 			if err != nil {
@@ -147,13 +151,42 @@ func (p *packages) open(ctx context.Context, release, name string, c chosen) (*t
 	t := tree.New()
 	err = archive.Read(ctx, io.NewSectionReader(r, 0, b.Size()), t, archive.Options{
 		Name: c.File, Owners: archive.AllRoot, NoDevices: true, Blobs: p.blobs,
-		Filter: func(path string, _ *tree.Node) bool { return !strings.HasPrefix(path, "+") },
+		Filter: func(name string, _ *tree.Node) bool { return name == buildInfo || !strings.HasPrefix(name, "+") },
 	})
 	if err != nil {
 		return nil, err
 	}
+	base, err := baseOf(t.Root.Child(buildInfo))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.File, err)
+	}
+	t.Root.Remove(buildInfo)
+	if base == "/" {
+		return t, nil
+	}
 	out := tree.New()
-	return out, out.Put(localBase, t.Root)
+	return out, out.Put(base, t.Root)
+}
+
+// baseOf reads where a package's files belong from its build info, which may be nil.
+func baseOf(info *tree.Node) (string, error) {
+	if info == nil || info.Kind != tree.File || info.Content == nil {
+		return localBase, nil
+	}
+	b, err := tree.ReadAll(info.Content, maxBuildInfo)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", buildInfo, err)
+	}
+	base := localBase
+	for l := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(l), "LOCALBASE="); ok {
+			base = v
+		}
+	}
+	if !path.IsAbs(base) || path.Clean(base) != base {
+		return "", fmt.Errorf("%s: LOCALBASE is %.100q, and no absolute path", buildInfo, base)
+	}
+	return base, nil
 }
 
 // get gives the package's file, from the store or the mirror.
@@ -217,20 +250,26 @@ func (p *packages) get(ctx context.Context, release, name string, c chosen) (blo
 }
 
 // findPackages reads a pkg_summary (pkg_summary(5)): records of NAME=VALUE lines
-// with empty lines between them. Of several versions the newest counts.
+// with empty lines between them. What is asked for is a package's name, or its name
+// and the beginning of a version (curl-8, curl-8.10.1nb2), as with smolBSD; of
+// several that fit the newest counts, and those of the name itself go first.
 func findPackages(r io.Reader, names []string) (map[string]chosen, error) {
 	z, err := gzip.NewReader(r)
 	if err != nil {
 		return nil, err
 	}
 	found := map[string]chosen{}
-	versions := map[string]string{}
+	best := map[string]fit{}
 	var name, version string
 	var c chosen
 	end := func() {
-		if name != "" && slices.Contains(names, name) && tree.CheckName(c.File) == nil {
-			if old, ok := versions[name]; !ok || compareVersions(version, old) > 0 {
-				found[name], versions[name] = c, version
+		for _, want := range names {
+			f := fit{want == name, version}
+			if name == "" || tree.CheckName(c.File) != nil || !f.named && !ofVersion(want, name, version) {
+				continue
+			}
+			if old, ok := best[want]; !ok || f.better(old) {
+				found[want], best[want] = c, f
 			}
 		}
 		name, version, c = "", "", chosen{}
@@ -260,6 +299,29 @@ func findPackages(r io.Reader, names []string) (map[string]chosen, error) {
 		return nil, err
 	}
 	return found, nil
+}
+
+// fit is how a package fits what is asked for.
+type fit struct {
+	named   bool // by its name alone
+	version string
+}
+
+func (f fit) better(old fit) bool {
+	if f.named != old.named {
+		return f.named
+	}
+	return compareVersions(f.version, old.version) > 0
+}
+
+// ofVersion says whether want is the name and a version, or the beginning of one.
+func ofVersion(want, name, version string) bool {
+	v, ok := strings.CutPrefix(want, name+"-")
+	if !ok || v == "" {
+		return false
+	}
+	rest, ok := strings.CutPrefix(version, v)
+	return ok && (rest == "" || !digit(rest[0]) || !digit(v[len(v)-1]))
 }
 
 // compareVersions compares as far as pkgsrc's newest of two builds needs it: runs of
