@@ -94,6 +94,22 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
+// TestEmptyWord: the first word of CMD may be empty where it is no program's name.
+func TestEmptyWord(t *testing.T) {
+	b := newBench(t)
+	for _, text := range []string{
+		"FROM base\nENTRYPOINT [\"/bin/app\"]\nCMD [\"\", \"x\"]\n",
+		"FROM base\nCMD [\"\", \"x\"]\nEXPOSE 80\nENTRYPOINT [\"/bin/app\"]\n",
+		"FROM base AS a\nCMD [\"\", \"x\"]\nFROM a\nENTRYPOINT [\"/bin/app\"]\nCMD [\"\", \"x\"]\n",
+	} {
+		res, _ := b.build(text)
+		if got := res.Image.Config.Argv(nil); !slices.Equal(got, []string{"/bin/app", "", "x"}) {
+			t.Errorf("%q: %q", text, got)
+		}
+	}
+	b.fails("FROM base AS a\nCMD [\"\"]\nFROM scratch AS other\nENTRYPOINT [\"/x\"]\nFROM a\n", "Dockerfile:2:1: cmd[0] is empty")
+}
+
 // TestCached: an unchanged build does nothing; what changes is done, and what
 // follows it.
 func TestCached(t *testing.T) {

@@ -44,6 +44,9 @@ func (e *engine) finish(ctx context.Context, s *dialect.Stage, st *state) (*Resu
 	if s.SmolBSD && (st.user == "" || st.user == "root") {
 		cfg.Cmd, cfg.Entrypoint = smolBSDCommand(cfg.Cmd), smolBSDCommand(cfg.Entrypoint)
 	}
+	if err := cfg.Validate(); err != nil {
+		return nil, locate(st.cmdAt, err) // all else was checked where it was set
+	}
 	publish := slices.Clone(st.publish)
 	for _, p := range labels.Publish {
 		if pub := p.Publish(); !slices.Contains(publish, pub) {

@@ -117,6 +117,36 @@ func TestLostForStore(t *testing.T) {
 	}
 }
 
+// TestLostImage: what an image has lost no step makes again; the error says what
+// would.
+func TestLostImage(t *testing.T) {
+	b := newBench(t)
+	b.file("a.txt", "the image's alone")
+	res, _ := b.build("FROM base\nCOPY a.txt /a\n")
+	if err := res.Put(t.Context(), []string{"parent:latest"}); err != nil {
+		t.Fatal(err)
+	}
+	b.images.images["parent"] = res.Image
+	if err := b.o.Blobs.Remove(tree.Bytes("the image's alone").Digest()); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		"FROM parent\n": "Dockerfile:1:1: files of image parent are gone from the store: pull or build it again",
+		"FROM scratch\nCOPY --from=parent /a /b\n": "Dockerfile:2:6: --from=parent: files of image parent are gone",
+	} {
+		res, err := b.try(text)
+		if err == nil {
+			err = res.WriteDisk(t.Context(), filepath.Join(t.TempDir(), "disk"))
+		}
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q\n got %v\nwant …%s…", text, err, want)
+		}
+	}
+	if _, root := b.build("FROM scratch\nCOPY --from=parent /bin/sh /b\n"); text(t, root, "b") != "the shell" {
+		t.Error("a file that is there")
+	}
+}
+
 // TestKept: nothing is in the cache's folder before it is flushed, and the steps
 // of a build that failed are.
 func TestKept(t *testing.T) {

@@ -29,6 +29,7 @@ type state struct {
 	user    string
 	userAt  dialect.Pos // of the USER that says so; the zero value is none of this file
 	cfg     spec.Config // all but what vars and user have
+	cmdAt   dialect.Pos // of the CMD that it has, as userAt
 	publish []string
 	// base is what the first of the stages that this one is made of began with:
 	// an /sbin/init that is still the one from there is replaced at the end.
@@ -346,7 +347,7 @@ func (st *state) inherit(o *state, escape rune) {
 	st.key, st.digest, st.root, st.base = o.key, o.digest, o.root, o.base
 	st.vars = dialect.NewVars(escape, o.vars.Env())
 	st.shell = slices.Clone(o.shell)
-	st.user, st.userAt = o.user, o.userAt
+	st.user, st.userAt, st.cmdAt = o.user, o.userAt, o.cmdAt
 	st.cfg = o.cfg
 	st.cfg.Labels = maps.Clone(o.cfg.Labels)
 	st.cfg.ExposedPorts = slices.Clone(o.cfg.ExposedPorts)
@@ -375,6 +376,12 @@ func (e *engine) image(ctx context.Context, ref string) (spec.Image, error) {
 	}
 	if img.Tree == "" {
 		return img, fmt.Errorf("image %s has a disk only, and not the files that a build needs: build it with smolvmm, or begin with sets", ref)
+	}
+	if e.careful {
+		// No step of this build makes them again.
+		if _, err := e.cache.load(img.Tree, true); err != nil {
+			return img, fmt.Errorf("files of image %s are gone from the store: pull or build it again (%w)", ref, err)
+		}
 	}
 	return img, nil
 }

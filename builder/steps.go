@@ -122,7 +122,10 @@ func (c *stepContext) step(ctx context.Context) (*state, error) {
 		}
 		next.cfg.StopSignal = s
 	case *dialect.Cmd:
-		next.cfg.Cmd = in.Args(next.shell)
+		next.cfg.Cmd, next.cmdAt = in.Args(next.shell), in.Pos
+		if !c.entrypointFollows() {
+			return &next, next.cfg.Validate()
+		}
 	case *dialect.Entrypoint:
 		next.cfg.Entrypoint = in.Args(next.shell)
 		// What the base image runs is no argument of this one.
@@ -142,10 +145,13 @@ func (c *stepContext) step(ctx context.Context) (*state, error) {
 }
 
 // check holds what an instruction has set to what an image may have, where the
-// instruction's place is known.
+// instruction's place is known. That a CMD names a program is CMD's to check.
 func (st *state) check() error {
 	cfg := st.cfg
 	cfg.Env, cfg.User = st.vars.Env(), st.user
+	if len(cfg.Entrypoint) == 0 && len(cfg.Cmd) > 0 && cfg.Cmd[0] == "" {
+		cfg.Entrypoint = []string{"one that follows"}
+	}
 	return cfg.Validate()
 }
 
@@ -157,6 +163,21 @@ func (c *stepContext) hasCmd() bool {
 		}
 		if _, ok := in.(*dialect.Cmd); ok {
 			return true
+		}
+	}
+	return false
+}
+
+// entrypointFollows says whether an ENTRYPOINT comes after the instruction: the
+// CMD's first word is an argument then, and may be empty.
+func (c *stepContext) entrypointFollows() bool {
+	after := false
+	for _, s := range c.file.Stages[c.stage.Index:] {
+		for _, in := range s.Steps {
+			if _, ok := in.(*dialect.Entrypoint); ok && after {
+				return true
+			}
+			after = after || in == c.in
 		}
 	}
 	return false
