@@ -177,6 +177,7 @@ func psCommand(args []string, s cli.Streams) error {
 func printJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false) // "->" is to be read
 	return e.Encode(v)
 }
 

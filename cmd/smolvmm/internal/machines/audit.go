@@ -1,6 +1,7 @@
 package machines
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -39,15 +40,17 @@ func (s *Store) Audit(m *Machine, event, reason string) error {
 		path = s.audit
 	}
 	reason = fmt.Sprintf("user %d: %s", os.Getuid(), reason)
-	b, err := json.Marshal(auditLine{time.Now(), event, m.Spec.Name, reason[:min(len(reason), maxReason)]})
-	if err != nil {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(auditLine{time.Now(), event, m.Spec.Name, reason[:min(len(reason), maxReason)]}); err != nil {
 		return err
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("the audit log: %w", err)
 	}
-	_, err = f.Write(append(b, '\n'))
+	_, err = f.Write(b.Bytes())
 	if cerr := f.Close(); err == nil {
 		err = cerr
 	}

@@ -46,19 +46,17 @@ func (s *Store) Logs(ctx context.Context, name string, o LogOptions, w io.Writer
 	defer r.Close()
 	p := &printer{w: w, o: o, fresh: true}
 	if o.Tail >= 0 {
-		var kept []Entry
-		for e, ok := r.Next(); ok; e, ok = r.Next() {
-			if p.wanted(e) {
-				kept = append(kept, e)
-			}
-		}
-		for _, e := range lastLines(kept, o.Tail) {
+		for _, e := range r.tail(o.Tail, p.wanted) {
 			p.print(e)
 		}
 	}
 	for {
 		over := !o.Follow || !s.alive(name)
-		for e, ok := r.Next(); ok; e, ok = r.Next() {
+		for o.Follow || r.Bytes < ConsoleSize {
+			e, ok := r.Next()
+			if !ok || p.err != nil || ctx.Err() != nil {
+				break
+			}
 			if p.wanted(e) {
 				p.print(e)
 			}
@@ -66,6 +64,9 @@ func (s *Store) Logs(ctx context.Context, name string, o LogOptions, w io.Writer
 		if r.Lost > 0 {
 			p.note("some of the log was overwritten before it could be read")
 			r.Lost = 0
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		if over || p.err != nil {
 			return p.err
@@ -87,6 +88,35 @@ const (
 	goneTries = 100
 	gonePause = time.Millisecond
 )
+
+// tail reads what the log holds by now and keeps what the last n lines need: no more
+// than the log's own size, whoever writes into it meanwhile.
+func (r *Reader) tail(n int, wanted func(Entry) bool) []Entry {
+	var kept []Entry
+	lines := 0 // line feeds in kept
+	for r.Bytes < 2*r.half {
+		e, ok := r.Next()
+		if !ok {
+			break
+		}
+		if !wanted(e) {
+			continue
+		}
+		e.Data = bytes.Clone(e.Data) // without its header
+		kept = append(kept, e)
+		lines += bytes.Count(e.Data, []byte{'\n'})
+		// One more than n, as the last may end the last line.
+		for len(kept) > 0 {
+			first := bytes.Count(kept[0].Data, []byte{'\n'})
+			if lines-first <= n {
+				break
+			}
+			lines -= first
+			kept = kept[1:]
+		}
+	}
+	return lastLines(kept, n)
+}
 
 // lastLines cuts entries down to their last n lines.
 func lastLines(es []Entry, n int) []Entry {

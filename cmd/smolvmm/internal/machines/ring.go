@@ -131,7 +131,11 @@ func (r *Ring) Tail(n int64) (io.Reader, error) {
 	in.generation = in.oldest()
 	var parts [][]byte
 	var have int64
-	for e, ok := in.Next(); ok; e, ok = in.Next() {
+	for in.Bytes < 2*r.half {
+		e, ok := in.Next()
+		if !ok {
+			break
+		}
 		if e.Stream != Console {
 			continue
 		}
@@ -157,6 +161,10 @@ type Reader struct {
 	generation uint32
 	off        int64
 	header     [ringHeader]byte
+	// Bytes are those of the records that were read. A writer may be faster than any
+	// reader: one that wants what there was when it began stops at the log's size, as
+	// the rest of that has been overwritten by then.
+	Bytes int64
 	// Lost is how often the writer was so much faster that entries were missed.
 	Lost int
 }
@@ -254,6 +262,7 @@ func (r *Reader) step() (Entry, bool) {
 		return Entry{}, false
 	}
 	r.off += ringHeader + int64(len(rec.Data))
+	r.Bytes += ringHeader + int64(len(rec.Data))
 	return rec.Entry, true
 }
 

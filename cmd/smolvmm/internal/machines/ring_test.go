@@ -158,6 +158,46 @@ func FuzzReader(f *testing.F) {
 	})
 }
 
+// flood is a log whose writer is always ahead of its reader.
+type flood struct {
+	r *Ring
+	n int
+}
+
+func (f *flood) ReadAt(p []byte, off int64) (int, error) {
+	for range 2 {
+		f.n++
+		fmt.Fprintf(f.r.Stream(Console), "line %d\n", f.n)
+	}
+	return f.r.f.ReadAt(p, off)
+}
+
+// TestFlood: who asks for the end of a log that grows faster than it is read gets an
+// end, of no more than the log's size.
+func TestFlood(t *testing.T) {
+	const size = 8192
+	ring, _ := newRing(t, size)
+	fmt.Fprintln(ring.Stream(Console), "first")
+	endless := func() *Reader {
+		r := &Reader{f: &flood{r: ring}, half: size / 2}
+		r.generation = r.oldest()
+		return r
+	}
+	all := func(Entry) bool { return true }
+	text := func(es []Entry) (out string) {
+		for _, e := range es {
+			out += string(e.Data)
+		}
+		return out
+	}
+	if got := text(endless().tail(3, all)); strings.Count(got, "\n") != 3 || !strings.HasPrefix(got, "line ") {
+		t.Errorf("the last three lines are %q", got)
+	}
+	if got := text(endless().tail(1<<30, all)); got == "" || len(got) > size {
+		t.Errorf("%d bytes of a log of %d", len(got), size)
+	}
+}
+
 // TestLastLines: tail counts lines, whatever records they came in.
 func TestLastLines(t *testing.T) {
 	for _, c := range []struct {
