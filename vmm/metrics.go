@@ -37,6 +37,7 @@ type Metrics struct {
 	VCPUs  []VCPUMetrics
 	Disks  []DiskMetrics
 	Nets   []NetMetrics
+	Vsock  *VsockMetrics // nil without the device
 }
 
 // VCPUMetrics count a vCPU's returns from the guest to the monitor.
@@ -62,6 +63,12 @@ type NetMetrics struct {
 	Interrupts uint64
 }
 
+// VsockMetrics are the socket device's.
+type VsockMetrics struct {
+	VsockStats
+	Interrupts uint64
+}
+
 // Metrics reads the counters, at any time between New and Close: it takes no
 // lock, and the guest does not notice.
 func (m *Machine) Metrics() Metrics {
@@ -73,12 +80,15 @@ func (m *Machine) Metrics() Metrics {
 			Interrupted: c.Interrupted.Load(), Other: c.Others.Load(), Unclaimed: c.Unclaimed.Load(),
 		})
 	}
-	// Disks come first among the pins, then interfaces: see addDevices.
+	// Disks come first among the pins, then interfaces, then the vsock: see addDevices.
 	for i, d := range m.blks {
 		out.Disks = append(out.Disks, DiskMetrics{d.Stats(), d.Latencies(), m.pins[i].raised.Load()})
 	}
 	for i, d := range m.nets {
 		out.Nets = append(out.Nets, NetMetrics{d.Stats(), d.PairStats(), m.pins[len(m.blks)+i].raised.Load()})
+	}
+	if m.vsock != nil {
+		out.Vsock = &VsockMetrics{m.vsock.Stats(), m.pins[len(m.blks)+len(m.nets)].raised.Load()}
 	}
 	return out
 }

@@ -15,8 +15,11 @@ type VsockConn = muxer.Conn
 // VsockListener takes the guest's connections to one port of the host's.
 type VsockListener = muxer.Listener
 
-// VsockStats are the device's counters.
-type VsockStats = vsock.Stats
+// VsockStats are the device's counters, VsockTraffic those of one way.
+type (
+	VsockStats   = vsock.Stats
+	VsockTraffic = vsock.Traffic
+)
 
 // MinVsockCID and MaxVsockCID bound a guest's address.
 const (

@@ -176,6 +176,24 @@ func (c *Client) Egress(ctx context.Context) (e Egress, err error) {
 	return e, err
 }
 
+// Flows gives what is open behind the interfaces, at most max of them (0: 4096), the
+// newest first.
+func (c *Client) Flows(ctx context.Context, max int) (flows []Flow, err error) {
+	err = c.do(ctx, http.MethodGet, "/smolvmm/flows?max="+strconv.Itoa(max), nil, &flows)
+	return flows, err
+}
+
+// SetBootOptions sets what Firecracker's API has no words for, before the start.
+func (c *Client) SetBootOptions(ctx context.Context, o BootOptions) error {
+	return c.do(ctx, http.MethodPut, "/smolvmm/boot", o, nil)
+}
+
+// BootOptions gives it.
+func (c *Client) BootOptions(ctx context.Context) (o BootOptions, err error) {
+	err = c.do(ctx, http.MethodGet, "/smolvmm/boot", nil, &o)
+	return o, err
+}
+
 // Metrics gives the machine's counters in Prometheus's text format 0.0.4.
 func (c *Client) Metrics(ctx context.Context) (text []byte, err error) {
 	err = c.do(ctx, http.MethodGet, "/metrics", nil, &text)

@@ -66,6 +66,25 @@ type Egress struct {
 	Interfaces []map[string]uint64 `json:"interfaces"`
 }
 
+// Flow is a connection, or an exchange of datagrams or pings, that is open behind an
+// interface, in the guest's terms: GET /smolvmm/flows.
+type Flow struct {
+	Interface int    `json:"interface"` // from 0, in the machine's order
+	Protocol  string `json:"protocol"`  // tcp, udp or icmp (echo, of both families)
+	Guest     string `json:"guest"`     // address with port; an echo's port is its identifier
+	Peer      string `json:"peer"`      // address with port
+	Inbound   bool   `json:"inbound"`   // the host began it
+	// Sent and Received are bytes of payload, from and to the guest.
+	Sent     uint64    `json:"sent_bytes"`
+	Received uint64    `json:"received_bytes"`
+	Since    time.Time `json:"since"`
+}
+
+// BootOptions is GET and PUT /smolvmm/boot.
+type BootOptions struct {
+	ACPI bool `json:"acpi"` // tables that Linux finds its devices by
+}
+
 // Event is one line of GET /smolvmm/events.
 type Event struct {
 	Seq   uint64    `json:"seq"` // from 1, without gaps

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -99,6 +101,91 @@ func TestAPIConfined(t *testing.T) {
 	}
 	if !strings.Contains(p.Errs.String(), `"msg":"kernel loaded"`) {
 		t.Errorf("the log is not JSON:\n%s", p.Errs)
+	}
+}
+
+// TestAPIFlows: what is open through a published port and a socket of the vsock's can
+// be seen, in the jail.
+func TestAPIFlows(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	socket, sock := filepath.Join(dir, "s"), filepath.Join(dir, "v")
+	p := clitest.Start(t, "-kernel", clitest.DemoKernel(t, dir), "-a", "demo=nettcp=serve", "-m", "64", "-console", "file:"+filepath.Join(dir, "out"),
+		"-p", "0:5001", "-vsock", "3,"+sock, "-confine", "trap", "--api-sock", socket)
+	addr := p.Errs.Wait(t, `published: tcp (127\.0\.0\.1:\d+)`)
+	conn, err := net.Dial("tcp", regexp.MustCompile(`127\S+`).FindString(addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "echo\nthere and back\n"); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || line != "there and back\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	c := client.New(socket)
+	flows, err := c.Flows(ctx, 0)
+	if err != nil || len(flows) != 1 || flows[0].Protocol != "tcp" || flows[0].Guest != "10.0.2.15:5001" || !flows[0].Inbound ||
+		flows[0].Sent != 15 || flows[0].Received != 20 || time.Since(flows[0].Since) > time.Minute {
+		t.Errorf("%+v, %v", flows, err)
+	}
+	// This guest does not drive its vsock: who calls is not let in.
+	v, err := net.Dial("unix", sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	text, err := c.Metrics(ctx)
+	if err != nil || !strings.Contains(string(text), "\nsmolvmm_vsock_connections 0\n") {
+		t.Errorf("%v\n%s", err, text)
+	}
+	if err := c.Kill(ctx); err != nil {
+		t.Error(err)
+	}
+	p.Ended(137)
+}
+
+// TestAPIACPI: a guest that is described over the socket is told of its devices by
+// ACPI where that is asked for: then its command line names none.
+func TestAPIACPI(t *testing.T) {
+	t.Parallel()
+	for _, acpi := range []bool{false, true} {
+		dir := t.TempDir()
+		socket, out := filepath.Join(dir, "s"), filepath.Join(dir, "out")
+		p := clitest.Start(t, "--api-sock", socket, "-console", "file:"+out, "-v")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		c := client.New(socket)
+		for {
+			_, err := c.Info(ctx)
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, client.ErrGone) {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Millisecond) // until it listens: nobody says so
+		}
+		if err := errors.Join(c.SetMachineConfig(ctx, client.MachineConfig{CPUs: 1, MemoryMiB: 64}),
+			c.SetBootSource(ctx, client.BootSource{Kernel: clitest.DemoKernel(t, dir), BootArgs: "demo=check"}),
+			c.SetDrive(ctx, client.Drive{ID: "root", Path: clitest.Scratch(t, 16<<20), Root: true}),
+			c.SetBootOptions(ctx, client.BootOptions{ACPI: acpi}), c.Start(ctx)); err != nil {
+			t.Fatal(err)
+		}
+		p.Ended(0)
+		text, err := os.ReadFile(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found := strings.Contains(string(text), "demo: ok blk dev=0"); found == acpi {
+			t.Errorf("acpi %v: the guest says\n%s", acpi, text)
+		}
 	}
 }
 

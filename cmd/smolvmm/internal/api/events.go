@@ -1,7 +1,6 @@
 package api
 
 import (
-	"encoding/json"
 	"net/http"
 	"sync"
 	"time"
@@ -68,11 +67,11 @@ func (s *Server) streamEvents(c *call) (any, error) {
 		seq = next
 		var b []byte
 		for _, e := range events {
-			line, err := json.Marshal(e)
+			text, err := line(e)
 			if err != nil {
 				return answered, nil
 			}
-			b = append(append(b, line...), '\n')
+			b = append(b, text...)
 		}
 		_ = c.rc.SetWriteDeadline(time.Now().Add(eventTimeout))
 		if _, err := c.w.Write(b); err != nil || c.rc.Flush() != nil {

@@ -36,6 +36,10 @@ func newFake() *fake {
 	f.metrics.Disks = []vmm.DiskMetrics{d}
 	n := vmm.NetMetrics{Pairs: []vmm.NetPairStats{{TXFrames: 1, TXBytes: 60, RXFrames: 2, RXBytes: 120}, {}}}
 	n.TX.Oversized = 8
+	v := vmm.VsockMetrics{Interrupts: 11}
+	v.Connections, v.Opened, v.Called, v.Spoofed, v.Starved = 2, 5, 6, 4, 12
+	v.FromGuest, v.ToGuest = vmm.VsockTraffic{Packets: 7, Bytes: 70}, vmm.VsockTraffic{Packets: 8, Bytes: 80}
+	f.metrics.Vsock = &v
 	f.metrics.Nets = []vmm.NetMetrics{n}
 	return f
 }
@@ -67,6 +71,15 @@ func (f *fake) Ports() []client.Port {
 	return []client.Port{{Network: "tcp", Host: []string{"127.0.0.1:8080"}, Guest: "80"}}
 }
 func (f *fake) Egress() []map[string]uint64 { return []map[string]uint64{{"denied": 3, "dhcp": 1}} }
+
+// Flows are two, or fewer.
+func (f *fake) Flows(max int) []client.Flow {
+	all := []client.Flow{
+		{Protocol: "tcp", Guest: "10.0.2.15:50000", Peer: "192.0.2.1:443", Sent: 10, Received: 20, Since: time.Unix(2, 0).UTC()},
+		{Protocol: "icmp", Guest: "10.0.2.15:7", Peer: "192.0.2.1:0", Since: time.Unix(1, 0).UTC()},
+	}
+	return all[:min(len(all), max)]
+}
 
 // agentTo is an Agent whose streams a test serves.
 type agentTo struct {

@@ -28,10 +28,11 @@ type Host interface {
 	// Kill ends the machine as if its power were cut; why is for the log.
 	Kill(why string)
 	Metrics() vmm.Metrics
-	// Ports and Egress tell of the network; Egress has a map of counters for
-	// each interface.
+	// Ports, Egress and Flows tell of the network; Egress has a map of counters for
+	// each interface, Flows what is open behind all of them, the newest first.
 	Ports() []client.Port
 	Egress() []map[string]uint64
+	Flows(max int) []client.Flow
 }
 
 // ErrNoAgent: nobody in the guest can be spoken to.
@@ -59,4 +60,5 @@ type Spec struct {
 	Drives  []Drive // the root device first
 	Nets    []NetworkInterface
 	Vsock   *Vsock
+	Options BootOptions
 }

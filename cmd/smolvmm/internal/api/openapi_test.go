@@ -119,7 +119,7 @@ func TestOpenAPISchemas(t *testing.T) {
 		"BootSource": BootSource{}, "MachineConfig": MachineConfig{}, "MachineConfigPatch": MachineConfig{}, "Drive": Drive{}, "DrivePatch": DrivePatch{},
 		"NetworkInterface": NetworkInterface{}, "NetworkInterfacePatch": NetworkPatch{}, "RateLimiter": RateLimiter{}, "TokenBucket": TokenBucket{},
 		"Vsock": Vsock{}, "Logger": loggerConfig{}, "Metrics": metricsSink{}, "Stop": stopRequest{}, "Vm": vmState{}, "Action": action{},
-		"Info": client.Info{}, "Memory": client.Memory{}, "Port": client.Port{}, "Exit": client.Exit{}, "Egress": client.Egress{}, "Event": client.Event{},
+		"Info": client.Info{}, "Memory": client.Memory{}, "Port": client.Port{}, "Exit": client.Exit{}, "Egress": client.Egress{}, "Flow": client.Flow{}, "BootOptions": BootOptions{}, "Event": client.Event{},
 	} {
 		s, ok := schemas[name]
 		if !ok {

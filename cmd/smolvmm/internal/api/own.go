@@ -61,6 +61,40 @@ func (s *Server) egress(*call) (any, error) {
 	return client.Egress{Interfaces: append([]map[string]uint64{}, s.cfg.Host.Egress()...)}, nil
 }
 
+// maxFlows bounds an answer: more than one interface has open at once by default.
+const maxFlows = 4096
+
+func (s *Server) flows(c *call) (any, error) {
+	n, err := c.number("max", maxFlows)
+	if err != nil {
+		return nil, err
+	}
+	if n == 0 {
+		n = maxFlows
+	}
+	if _, err := s.machine(); err != nil {
+		return nil, err
+	}
+	return append([]client.Flow{}, s.cfg.Host.Flows(int(n))...), nil
+}
+
+func (s *Server) getBootOptions(*call) (any, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.spec.Options, nil
+}
+
+func (s *Server) putBootOptions(c *call) (any, error) {
+	var o BootOptions
+	if err := c.need(&o, "acpi"); err != nil {
+		return nil, err
+	}
+	return s.configure(func(spec *Spec) error {
+		spec.Options = o
+		return nil
+	})
+}
+
 // number reads a parameter of the query; 0 where there is none.
 func (c *call) number(name string, most int64) (int64, error) {
 	v := c.URL.Query().Get(name)

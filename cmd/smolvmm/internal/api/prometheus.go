@@ -123,8 +123,14 @@ func (p *page) machine(m vmm.Metrics) {
 	for i, n := range m.Nets {
 		p.sample("interrupts_total", float64(n.Interrupts), "device", "net"+strconv.Itoa(i))
 	}
+	if m.Vsock != nil {
+		p.sample("interrupts_total", float64(m.Vsock.Interrupts), "device", "vsock")
+	}
 	p.disks(m.Disks)
 	p.nets(m.Nets)
+	if m.Vsock != nil {
+		p.vsock(m.Vsock.VsockStats)
+	}
 }
 
 func (p *page) disks(disks []vmm.DiskMetrics) {
@@ -214,6 +220,34 @@ func (p *page) nets(nets []vmm.NetMetrics) {
 		p.sample("net_waits_total", float64(n.RX.Throttled), "interface", strconv.Itoa(i), "direction", "rx", "reason", "rate")
 		p.sample("net_waits_total", float64(n.Starved), "interface", strconv.Itoa(i), "direction", "rx", "reason", "buffers")
 	}
+}
+
+func (p *page) vsock(v vmm.VsockStats) {
+	p.one("vsock_connections", "gauge", "Connections now.", float64(v.Connections))
+	p.one("vsock_buffered_bytes", "gauge", "Bytes of the guest's that the host has not taken yet.", float64(v.Buffered))
+	for _, f := range []struct {
+		name, help, label string
+		samples           []vsockSample
+	}{
+		{"vsock_connections_total", "Connections that were begun, by whom.", "by", []vsockSample{{"guest", v.Opened}, {"host", v.Called}}},
+		{"vsock_packets_total", "Packets that passed: tx from the guest, rx to it.", "direction", []vsockSample{{"tx", v.FromGuest.Packets}, {"rx", v.ToGuest.Packets}}},
+		{"vsock_bytes_total", "Bytes of payload in those packets.", "direction", []vsockSample{{"tx", v.FromGuest.Bytes}, {"rx", v.ToGuest.Bytes}}},
+		{"vsock_ended_total", "Connections that the device did not take, or reset.", "why", []vsockSample{{"refused", v.Refused}, {"reset", v.Resets}}},
+		{"vsock_dropped_total", "Packets that broke the rules, and buffers of no use, by why.", "reason",
+			[]vsockSample{{"malformed", v.Malformed}, {"spoofed", v.Spoofed}, {"violation", v.Violations}, {"buffer", v.BadBuffers}}},
+	} {
+		p.family(f.name, "counter", f.help)
+		for _, s := range f.samples {
+			p.sample(f.name, float64(s.n), f.label, s.value)
+		}
+	}
+	p.one("vsock_waits_total", "counter", "Times that the guest had no buffer for what was there for it.", float64(v.Starved))
+}
+
+// vsockSample is a label's value and a count.
+type vsockSample struct {
+	value string
+	n     uint64
 }
 
 // egress are the network's counters as it names them.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -79,6 +80,9 @@ func routes() []route {
 		{get, "/smolvmm/info", (*Server).info},
 		{get, "/smolvmm/ports", (*Server).ports},
 		{get, "/smolvmm/egress", (*Server).egress},
+		{get, "/smolvmm/flows", (*Server).flows},
+		{get, "/smolvmm/boot", (*Server).getBootOptions},
+		{put, "/smolvmm/boot", (*Server).putBootOptions},
 		{get, "/smolvmm/events", (*Server).streamEvents},
 		{get, "/smolvmm/console", (*Server).console},
 		{get, "/smolvmm/agent", (*Server).agent},
@@ -221,12 +225,21 @@ func (c *call) need(out any, required ...string) error {
 	return decode(c.body, out, required...)
 }
 
+// line is a value as a line of JSON; what HTML would take for its own is as it is, for
+// whoever reads it from curl.
+func line(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return b.Bytes(), err
+}
+
 func writeJSON(w http.ResponseWriter, status int, v any) {
-	b, err := json.Marshal(v)
+	b, err := line(v)
 	if err != nil {
-		status, b = http.StatusInternalServerError, []byte(`{"fault_message":"the answer cannot be put into JSON"}`)
+		status, b = http.StatusInternalServerError, []byte(`{"fault_message":"the answer cannot be put into JSON"}`+"\n")
 	}
-	b = append(b, '\n')
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
 	w.WriteHeader(status)

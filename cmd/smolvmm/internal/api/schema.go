@@ -88,6 +88,12 @@ type Vsock struct {
 	Path string `json:"uds_path"`
 }
 
+// BootOptions is /smolvmm/boot: what of a boot Firecracker has no words for.
+type BootOptions struct {
+	// ACPI tells of the devices by ACPI tables, for Linux; NetBSD has no use for it.
+	ACPI bool `json:"acpi"`
+}
+
 type action struct {
 	Type string `json:"action_type"`
 }

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -118,11 +117,11 @@ func (s *Server) flushMetrics(asked bool) error {
 		}
 		return nil
 	}
-	line, err := json.Marshal(s.metricsLine())
+	text, err := line(s.metricsLine())
 	if err != nil {
 		return err
 	}
-	if _, err := k.Write(append(line, '\n')); err != nil && !errors.Is(err, os.ErrClosed) {
+	if _, err := k.Write(text); err != nil && !errors.Is(err, os.ErrClosed) {
 		return fmt.Errorf("metrics: %w", err)
 	}
 	return nil
@@ -175,6 +174,12 @@ func (s *Server) metricsLine() map[string]any {
 			"tx_packets_count": n.TX.Frames, "tx_bytes_count": n.TX.Bytes, "tx_malformed_frames": n.TX.Malformed + n.TX.Oversized, "tx_rate_limiter_throttled": n.TX.Throttled,
 			"rx_packets_count": n.RX.Frames, "rx_bytes_count": n.RX.Bytes, "rx_fails": n.RX.Malformed + n.RX.Oversized, "rx_rate_limiter_throttled": n.RX.Throttled,
 			"no_rx_avail_buffer": n.Starved,
+		}
+	}
+	if v := m.Vsock; v != nil {
+		out["vsock"] = map[string]uint64{
+			"tx_packets_count": v.FromGuest.Packets, "tx_bytes_count": v.FromGuest.Bytes, "rx_packets_count": v.ToGuest.Packets, "rx_bytes_count": v.ToGuest.Bytes,
+			"conns_added": v.Opened + v.Called, "conns_killed": v.Resets,
 		}
 	}
 	return out

@@ -393,7 +393,10 @@ func TestPrometheus(t *testing.T) {
 		`smolvmm_disk_request_seconds_sum{disk="0",op="read"} 0.001`,
 		`smolvmm_net_frames_total{interface="0",queue="0",direction="rx"} 2`, `smolvmm_net_frames_total{interface="0",queue="1",direction="rx"} 0`,
 		`smolvmm_net_dropped_total{interface="0",direction="tx",reason="oversized"} 8`,
-		`smolvmm_network_total{interface="0",what="denied"} 3`, `smolvmm_interrupts_total{device="disk0"} 9`, `smolvmm_memory_bytes 6.7108864e+07`,
+		`smolvmm_network_total{interface="0",what="denied"} 3`, `smolvmm_interrupts_total{device="disk0"} 9`, `smolvmm_interrupts_total{device="vsock"} 11`,
+		`smolvmm_vsock_connections 2`, `smolvmm_vsock_connections_total{by="host"} 6`, `smolvmm_vsock_bytes_total{direction="tx"} 70`,
+		`smolvmm_vsock_packets_total{direction="rx"} 8`, `smolvmm_vsock_dropped_total{reason="spoofed"} 4`, `smolvmm_vsock_waits_total 12`,
+		`smolvmm_memory_bytes 6.7108864e+07`,
 	} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("no %s in\n%s", want, text)

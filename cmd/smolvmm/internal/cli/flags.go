@@ -20,7 +20,7 @@ type BootFlags struct {
 	Disks, Initrds, Env, Files, Secrets, Fwcfg     []string
 	CPUs                                           int
 	timeout                                        time.Duration
-	acpi, Hugepages, trace, Verbose, Help, version bool
+	ACPI, Hugepages, trace, Verbose, Help, version bool
 	Net                                            network.Flags
 	Plan                                           *network.Plan // of net, by config
 	API                                            ApiFlags
@@ -83,7 +83,7 @@ func (b *BootFlags) Guest(f *pflag.FlagSet) {
 	f.VarP((*list)(&b.Files), "file", "E", "file for the guest's command, `NAME=FILE`; repeatable")
 	f.Var((*list)(&b.Secrets), "secret", "secret from the environment or a file, `NAME[=@FILE]`; repeatable")
 	f.Var((*list)(&b.Fwcfg), "fw_cfg", "raw item as in QEMU, `name=…,string=…|file=…`; repeatable")
-	f.BoolVar(&b.acpi, "acpi", false, "ACPI tables instead of devices on the command line, for Linux")
+	f.BoolVar(&b.ACPI, "acpi", false, "ACPI tables instead of devices on the command line, for Linux")
 }
 
 // Machine adds the flags that the demo guest takes as well.

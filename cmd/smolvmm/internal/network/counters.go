@@ -4,8 +4,11 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"unicode"
+
+	"github.com/smolvmm/smolvmm/netstack"
 )
 
 // Port is a publication: where it listens and where it leads.
@@ -31,6 +34,25 @@ func (n *Network) Ports() (out []Port) {
 		out = append(out, o)
 	}
 	return out
+}
+
+// Flow is what is open behind an interface.
+type Flow struct {
+	Interface int
+	netstack.Flow
+}
+
+// Flows gives what is open behind all interfaces, at most so many, the newest first.
+func (n *Network) Flows(max int) (out []Flow) {
+	for i, l := range n.stacks {
+		if s := l.stack.Load(); s != nil {
+			for _, f := range s.Flows(max) {
+				out = append(out, Flow{i, f})
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Flow) int { return b.Since.Compare(a.Since) })
+	return out[:min(len(out), max)]
 }
 
 // Counters gives those of the stack behind each interface, by name: netstack's
