@@ -3,6 +3,7 @@ package builder
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -83,7 +84,11 @@ func build(ctx context.Context, o Options, careful bool) (_ *Result, err error) 
 					names = append(names, s.Name)
 				}
 			}
-			return nil, &dialect.Error{Pos: dialect.Pos{File: file.Name}, Msg: "there is no stage " + o.Target, Hint: "the stages with names: " + strings.Join(names, " ")}
+			hint := fmt.Sprintf("none has a name, they are 0 to %d", len(file.Stages)-1)
+			if len(names) > 0 {
+				hint = "the stages with names: " + strings.Join(names, " ")
+			}
+			return nil, &dialect.Error{Pos: dialect.Pos{File: file.Name}, Msg: "there is no stage " + o.Target, Hint: hint}
 		}
 	}
 	st, err := e.stage(ctx, target)

@@ -68,10 +68,17 @@ func (c *buildContext) openFile(name string) (*os.File, error) {
 	return c.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 }
 
+// errOutside is of a name whose links lead elsewhere.
+var errOutside = errors.New("it leads out of the build context, which is all that a build sees")
+
 // plain is a file's error without the path, which the message around it has.
 func plain(err error) error {
 	var pe *fs.PathError
 	if errors.As(err, &pe) && !lost(err) {
+		// Package os has no value for this error of a Root.
+		if pe.Err.Error() == "path escapes from parent" {
+			return errOutside
+		}
 		return pe.Err
 	}
 	return err
@@ -374,7 +381,7 @@ func (c *buildContext) include(name, from string, limit int64) ([]byte, error) {
 func (c *buildContext) readFile(name string, limit int64) ([]byte, error) {
 	f, err := c.openFile(path.Clean(name))
 	if err != nil {
-		return nil, err
+		return nil, plain(err)
 	}
 	defer f.Close()
 	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {

@@ -310,6 +310,7 @@ COPY --from=2 /keep /again
 	}
 	b.o.Target = "no"
 	b.fails("FROM base AS build\n", "there is no stage no; the stages with names: build")
+	b.fails("FROM base\nFROM base\n", "there is no stage no; none has a name, they are 0 to 1")
 	b.o.Target = ""
 	b.fails("FROM base AS a\nCOPY --from=b /x /y\nFROM base AS b\nFROM a\n", "stage b comes later")
 	b.fails("FROM base AS a\nFROM base\nCOPY --from=a /no /y\n", "Dockerfile:3:15: /no: there is no such file in a")

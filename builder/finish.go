@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -352,7 +353,7 @@ func (r *Result) writeDisk(ctx context.Context, name string) error {
 	}
 	info, err := image.Create(ctx, name, root, o)
 	if err != nil {
-		return fmt.Errorf("disk image: %w", plain(err))
+		return fmt.Errorf("disk image in %s: %w", filepath.Dir(name), plain(err))
 	}
 	r.Image.Disk = spec.Disk{Size: info.Size, Layout: info.Layout, Root: info.Root}
 	return nil

@@ -98,6 +98,8 @@ func (r *reader) fail(kind, err error) error {
 		kind, text = ErrLimit, fmt.Sprintf("its window needs more memory than %d MiB: pack it without --ultra and --long", maxWindow>>20)
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, xz.ErrBuf):
 		kind, text = ErrCorrupt, "it is cut short or corrupt"
+	case errors.Is(err, tar.ErrHeader):
+		kind, text = ErrCorrupt, "there is no tar archive in it, or a corrupt one"
 	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, xz.ErrData), errors.Is(err, zstd.ErrCRCMismatch):
 		kind, text = ErrCorrupt, "it is corrupt: "+text
 	}

@@ -225,7 +225,7 @@ func TestRefused(t *testing.T) {
 		"empty":              {nil, Options{}, ErrFormat, []string{"empty"}},
 		"a page":             {[]byte("<!DOCTYPE html><html><body>404</body></html>" + strings.Repeat(" ", 1000)), Options{}, ErrFormat, []string{"neither tar", "<!DOCTYPE"}},
 		"bzip2":              {[]byte("BZh91AY&SY"), Options{}, ErrFormat, []string{"bzip2 is not read"}},
-		"gz of a page":       {archivetest.Gzip([]byte(strings.Repeat("<html>", 1000))), Options{}, ErrCorrupt, []string{"invalid tar header"}},
+		"gz of a page":       {archivetest.Gzip([]byte(strings.Repeat("<html>", 1000))), Options{}, ErrCorrupt, []string{"there is no tar archive in it"}},
 		"only a magic":       {[]byte{0x1f, 0x8b}, Options{}, ErrCorrupt, []string{"cut short"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -80,6 +80,11 @@ func Run(ctx context.Context, o Options) error {
 	if st, err := os.Stat(o.Context); err == nil && st.Mode().IsRegular() && o.File == "" {
 		o.Context, o.File = ".", o.Context
 	}
+	if o.Go == "" { // the toolchain has its own words for its folder
+		if err := folder(o.Context); err != nil {
+			return err
+		}
+	}
 	bo := builder.Options{Context: o.Context, Target: o.Target, NoCache: o.NoCache, Timeout: o.Timeout, Size: o.Size, AllowUnchecked: o.Unchecked}
 	var err error
 	if bo.Args, err = buildArgs(o.Args, o.Env); err != nil {
@@ -159,6 +164,19 @@ func Run(ctx context.Context, o Options) error {
 		fmt.Fprintln(o.Out, r)
 	}
 	return nil
+}
+
+// folder says whether the build context is one.
+func folder(name string) error {
+	st, err := os.Stat(name)
+	var pe *fs.PathError
+	switch {
+	case errors.As(err, &pe):
+		return usagef("build context %s: %w", name, pe.Err)
+	case err == nil && !st.IsDir():
+		return usagef("build context %s: it is no folder", name)
+	}
+	return err
 }
 
 // references reads -t.

@@ -266,6 +266,12 @@ func TestEachInput(t *testing.T) {
 		}
 	}
 	s.o.File = ""
+	s.o.Context = filepath.Join(s.dir, "nowhere")
+	s.fails("build context " + s.o.Context + ": no such file or directory")
+	s.file("Named", "FROM scratch\n")
+	s.o.Context, s.o.File = filepath.Join(s.dir, "Named"), "Named"
+	s.fails("build context " + s.o.Context + ": it is no folder")
+	s.o.Context, s.o.File = s.dir, ""
 	s.fails("there is no Dockerfile in " + s.dir + ": name one with -f, or a Go package with --go")
 	s.file("SMOLerfile", "FROM scratch\n")
 	s.file("SMOLerfile.dockerignore", "f\n")
@@ -324,7 +330,7 @@ func TestOutput(t *testing.T) {
 	s.o.Size = 1 << 20
 	s.file("big", strings.Repeat("x", 2<<20))
 	s.file("Dockerfile", "FROM base\nCOPY big /\n")
-	s.fails("disk image:")
+	s.fails("disk image in ")
 	if _, err := os.Stat(s.o.Output); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("half an image has the final name")
 	}
