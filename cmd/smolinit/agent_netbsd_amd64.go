@@ -8,8 +8,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/smolvmm/smolvmm/vmm/agent"
 	"github.com/smolvmm/smolvmm/vmm/agent/agentd"
 )
@@ -24,15 +22,7 @@ func (a agentSystem) Start(s agentd.Spec) (int, <-chan syscall.WaitStatus, error
 
 func (agentSystem) Kill(group int, sig syscall.Signal) error { return syscall.Kill(-group, sig) }
 
-func (a agentSystem) Info() agent.Started {
-	var u unix.Utsname
-	_ = unix.Uname(&u)
-	name, _ := os.Hostname()
-	return agent.Started{
-		PID: os.Getpid(), Hostname: name, Uptime: time.Since(a.booted).Milliseconds(),
-		System: unix.ByteSliceToString(u.Sysname[:]) + " " + unix.ByteSliceToString(u.Release[:]),
-	}
-}
+func (a agentSystem) Info() agent.Started { return agentd.Info(a.booted) }
 
 // Shutdown has the supervisor end the command, as the signal from outside does.
 func (agentSystem) Shutdown() { _ = syscall.Kill(os.Getpid(), syscall.SIGTERM) }

@@ -30,6 +30,10 @@ const (
 	// stragglers is how long output is waited for when the command has ended but
 	// something it left in the background still has its output open.
 	stragglers = 100 * time.Millisecond
+	// maxLeft is how many bytes are looked for in a pipe when that time is over: what
+	// a command had written before its end fits, which is 64 KiB unless it had the pipe
+	// made larger, and what is written on and on has an end.
+	maxLeft = 1 << 20
 	// endOfTransmission is what a terminal takes for the end of input (VEOF).
 	endOfTransmission = 4
 )
@@ -339,9 +343,35 @@ func (x *execution) output(t agent.Type, from *os.File) {
 		if n > 0 && x.conn.Send(t, buf[:n]) != nil {
 			return
 		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			// The caller may have been slow: what was written in time is there still.
+			x.left(t, from, buf)
+		}
 		if err != nil {
 			return
 		}
+	}
+}
+
+// left sends what is in a pipe, without waiting for more.
+func (x *execution) left(t agent.Type, from *os.File, buf []byte) {
+	raw, err := from.SyscallConn()
+	if err != nil {
+		return
+	}
+	for have := 0; have < maxLeft; {
+		n := 0
+		// Control, as Read looks at the deadline; our end does not block.
+		if err := raw.Control(func(fd uintptr) {
+			for again := true; again; {
+				var e error
+				n, e = unix.Read(int(fd), buf)
+				again = e == unix.EINTR
+			}
+		}); err != nil || n <= 0 || x.conn.Send(t, buf[:n]) != nil {
+			return
+		}
+		have += n
 	}
 }
 

@@ -45,8 +45,6 @@ type Server struct {
 	Cwd string
 	// Logf says what is wrong with callers; nil discards it.
 	Logf func(format string, args ...any)
-
-	calls sync.WaitGroup
 }
 
 // System is what a server needs of the system it runs on.
@@ -62,8 +60,10 @@ type System interface {
 	Shutdown()
 }
 
-// Serve takes calls until the listener is closed.
+// Serve takes calls until the listener is closed, and returns when the last is over.
+// A server may serve several listeners, each by a Serve of its own.
 func (s *Server) Serve(l net.Listener) error {
+	var calls sync.WaitGroup
 	slots := make(chan struct{}, maxCalls)
 	for {
 		c, err := l.Accept()
@@ -74,7 +74,7 @@ func (s *Server) Serve(l net.Listener) error {
 				time.Sleep(acceptPause)
 				continue
 			}
-			s.calls.Wait()
+			calls.Wait()
 			if errors.Is(err, net.ErrClosed) {
 				return nil
 			}
@@ -86,7 +86,7 @@ func (s *Server) Serve(l net.Listener) error {
 			c.Close()
 			continue
 		}
-		s.calls.Go(func() {
+		calls.Go(func() {
 			defer func() { <-slots }()
 			defer c.Close()
 			if err := s.call(c); err != nil && s.Logf != nil {

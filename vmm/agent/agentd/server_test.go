@@ -3,7 +3,6 @@
 package agentd
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -22,27 +21,12 @@ import (
 	"github.com/smolvmm/smolvmm/vmm/agent"
 )
 
-// host is a System that waits for each process by itself.
-type host struct{ down chan struct{} }
-
-func (h host) Start(s Spec) (int, <-chan syscall.WaitStatus, error) {
-	pid, err := s.Start()
-	ended := make(chan syscall.WaitStatus, 1)
-	if err == nil {
-		go func() {
-			var ws syscall.WaitStatus
-			for {
-				if _, err := syscall.Wait4(pid, &ws, 0, nil); err != syscall.EINTR {
-					break
-				}
-			}
-			ended <- ws
-		}()
-	}
-	return pid, ended, err
+// host is this system.
+type host struct {
+	Processes
+	down chan struct{}
 }
 
-func (host) Kill(group int, sig syscall.Signal) error { return syscall.Kill(-group, sig) }
 func (host) Info() agent.Started {
 	return agent.Started{PID: os.Getpid(), System: "Linux", Hostname: "here"}
 }
@@ -54,17 +38,25 @@ type rig struct {
 	key  agent.Key
 	addr string
 	down chan struct{}
+	call func() (net.Conn, error)
 }
 
+// serve serves by TCP.
 func serve(t testing.TB) *rig {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{t: t, key: agent.NewKey(), addr: l.Addr().String(), down: make(chan struct{})}
+	return serveOn(t, l, func() (net.Conn, error) { return net.Dial("tcp", l.Addr().String()) })
+}
+
+// serveOn serves on a listener to which call connects.
+func serveOn(t testing.TB, l net.Listener, call func() (net.Conn, error)) *rig {
+	t.Helper()
+	r := &rig{t: t, key: agent.NewKey(), addr: l.Addr().String(), down: make(chan struct{}), call: call}
 	s := &Server{
-		Key: r.key, System: host{r.down}, Cwd: "/tmp",
+		Key: r.key, System: host{down: r.down}, Cwd: "/tmp",
 		Env: []string{"PATH=/usr/bin:/bin", "HOME=/", "BASE=yes"},
 	}
 	served := make(chan error, 1)
@@ -86,7 +78,7 @@ func serve(t testing.TB) *rig {
 // dial gives a stream that has been greeted.
 func (r *rig) dial() net.Conn {
 	r.t.Helper()
-	c, err := net.Dial("tcp", r.addr)
+	c, err := r.call()
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -95,224 +87,6 @@ func (r *rig) dial() net.Conn {
 	}
 	r.t.Cleanup(func() { c.Close() })
 	return c
-}
-
-// result is how a command ended.
-type result struct {
-	out, err string
-	status   agent.Status
-	fail     error
-}
-
-func (r *rig) exec(c agent.Command) (res result) {
-	r.t.Helper()
-	var out, errs bytes.Buffer
-	c.Stdout, c.Stderr = &out, &errs
-	p, err := agent.Start(context.Background(), r.dial(), c)
-	if err == nil {
-		res.status, err = p.Wait()
-	}
-	res.out, res.err, res.fail = out.String(), errs.String(), err
-	return res
-}
-
-func sh(script string) []string { return []string{"sh", "-c", script} }
-
-func TestExec(t *testing.T) {
-	r := serve(t)
-	big := make([]byte, 3<<20)
-	_, _ = rand.NewChaCha8([32]byte{}).Read(big)
-	for name, c := range map[string]struct {
-		cmd  agent.Command
-		want result
-	}{
-		"streams and status":  {agent.Command{Argv: sh("echo out; echo err >&2; exit 7")}, result{out: "out\n", err: "err\n", status: agent.Status{Code: 7}}},
-		"standard input":      {agent.Command{Argv: []string{"cat"}, Stdin: bytes.NewReader(big)}, result{out: string(big)}},
-		"no standard input":   {agent.Command{Argv: []string{"cat"}}, result{}},
-		"input not wanted":    {agent.Command{Argv: []string{"true"}, Stdin: bytes.NewReader(big)}, result{}},
-		"input closed":        {agent.Command{Argv: sh("exec <&-; sleep 0.1; echo done"), Stdin: bytes.NewReader(big)}, result{out: "done\n"}},
-		"environment":         {agent.Command{Argv: sh("echo $BASE $A $HOME"), Env: []string{"A=b c", "HOME=/root"}}, result{out: "yes b c /root\n"}},
-		"directory":           {agent.Command{Argv: []string{"pwd"}, Cwd: "/usr"}, result{out: "/usr\n"}},
-		"default directory":   {agent.Command{Argv: []string{"pwd"}}, result{out: "/tmp\n"}},
-		"a signal":            {agent.Command{Argv: sh("kill -KILL $$")}, result{status: agent.Status{Code: 137, Signal: "SIGKILL"}}},
-		"a path":              {agent.Command{Argv: []string{"/bin/echo", "x"}}, result{out: "x\n"}},
-		"a straggler":         {agent.Command{Argv: sh("sleep 60 & echo $! >&2; echo begun")}, result{out: "begun\n", err: "*"}},
-		"a terminal":          {agent.Command{Argv: sh("stty size; test -t 0 -a -t 1 -a -t 2 && echo tty $TERM"), TTY: &agent.Size{Rows: 33, Cols: 99}}, result{out: "33 99\r\ntty vt220\r\n"}},
-		"a terminal's end":    {agent.Command{Argv: []string{"cat"}, Stdin: strings.NewReader("a\n"), TTY: &agent.Size{}}, result{out: "a\r\na\r\n"}},
-		"an interrupt typed":  {agent.Command{Argv: sh("trap 'echo int; exit 3' INT; echo go; while :; do sleep 0.05; done"), Stdin: &typist{"\x03"}, TTY: &agent.Size{}}, result{out: "*", status: agent.Status{Code: 3}}},
-		"user by number":      {agent.Command{Argv: sh("id -u; id -g"), User: "65534:12"}, result{out: "65534\n12\n"}},
-		"user by name":        {agent.Command{Argv: sh("id -un; echo $HOME"), User: "daemon"}, result{out: "daemon\n/usr/sbin\n"}},
-		"an argument with NL": {agent.Command{Argv: []string{"printf", "%s", "a\nb"}}, result{out: "a\nb"}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if c.cmd.User != "" && os.Getuid() != 0 {
-				t.Skip("NOT RUN: only root becomes another user")
-			}
-			got := r.exec(c.cmd)
-			if got.fail != nil || got.status != c.want.status || c.want.out != "*" && got.out != c.want.out || c.want.err != "*" && got.err != c.want.err {
-				t.Errorf("%v %+v, out %d bytes %.80q, err %.80q", got.fail, got.status, len(got.out), got.out, got.err)
-			}
-			if name == "a straggler" {
-				var pid int
-				if _, err := fmt.Sscan(got.err, &pid); err != nil || syscall.Kill(pid, syscall.SIGKILL) != nil {
-					t.Errorf("the straggler did not live on: %v", err)
-				}
-			}
-		})
-	}
-}
-
-// typist types when something has been heard, and then nothing more for a while.
-type typist struct{ keys string }
-
-func (y *typist) Read(p []byte) (int, error) {
-	if y.keys == "" {
-		select {} // a keyboard that nobody touches
-	}
-	// The trap has to be set before the key; a shell says nothing of that
-	// but by its output, which this does not see.
-	time.Sleep(300 * time.Millisecond)
-	n := copy(p, y.keys)
-	y.keys = y.keys[n:]
-	return n, nil
-}
-
-func TestExecFails(t *testing.T) {
-	r := serve(t)
-	file := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for name, c := range map[string]struct {
-		cmd  agent.Command
-		want string
-	}{
-		"nothing":         {agent.Command{}, "no command"},
-		"no such command": {agent.Command{Argv: []string{"nosuch"}}, "nosuch: no such command"},
-		"no such path":    {agent.Command{Argv: []string{"/no/such"}}, "/no/such: no such command"},
-		"not a program":   {agent.Command{Argv: []string{file}}, "not a program"},
-		"no such folder":  {agent.Command{Argv: []string{"pwd"}, Cwd: "/no/such"}, "/no/such: no such directory"},
-		"no such user":    {agent.Command{Argv: []string{"id"}, User: "nosuchuser"}, "no user nosuchuser"},
-		"no such group":   {agent.Command{Argv: []string{"id"}, User: "0:nosuchgroup"}, "no group nosuchgroup"},
-		"too long":        {agent.Command{Argv: []string{"echo", strings.Repeat("x", agent.MaxPayload)}}, "more than one message"},
-	} {
-		if got := r.exec(c.cmd); got.fail == nil || !strings.Contains(got.fail.Error(), c.want) {
-			t.Errorf("%s: %v, want %q", name, got.fail, c.want)
-		}
-	}
-}
-
-// TestSignals: signals reach the command while it reads none of its input, and a
-// new size reaches its terminal.
-func TestSignals(t *testing.T) {
-	r := serve(t)
-	const loop = "echo ready; while :; do sleep 0.05; done"
-	for name, c := range map[string]agent.Command{
-		"pipes":    {Argv: sh("trap 'echo usr; exit 9' USR1; " + loop), Stdin: zeros{}},
-		"terminal": {Argv: sh("trap 'stty size; echo winch' WINCH; trap 'echo usr; exit 9' USR1; " + loop), TTY: &agent.Size{Rows: 1, Cols: 1}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			out, w := io.Pipe()
-			c.Stdout = w
-			if c.TTY != nil {
-				quiet, typing := io.Pipe()
-				defer typing.Close()
-				c.Stdin = quiet
-			}
-			p, err := agent.Start(t.Context(), r.dial(), c)
-			if err != nil {
-				t.Fatal(err)
-			}
-			lines := bufio.NewScanner(out)
-			wait := func(s string) {
-				t.Helper()
-				for lines.Scan() {
-					if strings.Contains(lines.Text(), s) {
-						return
-					}
-				}
-				t.Fatalf("no %q: %v", s, lines.Err())
-			}
-			wait("ready")
-			if c.TTY != nil {
-				if err := p.Resize(agent.Size{Rows: 50, Cols: 132}); err != nil {
-					t.Fatal(err)
-				}
-				wait("50 132")
-				wait("winch")
-			}
-			if err := p.Signal("SIGUSR1"); err != nil {
-				t.Fatal(err)
-			}
-			wait("usr")
-			go io.Copy(io.Discard, out)
-			if st, err := p.Wait(); err != nil || st.Code != 9 {
-				t.Errorf("%+v, %v", st, err)
-			}
-		})
-	}
-}
-
-// zeros is input without end.
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
-
-// TestHangUp: who leaves takes the command along, a stubborn one too.
-// TestInputBehind: what a caller says behind a command's end resets nothing, as a reset
-// may overtake the status.
-func TestInputBehind(t *testing.T) {
-	r := serve(t)
-	for range 30 {
-		stream := r.dial()
-		c := agent.NewConn(stream)
-		if err := c.SendJSON(agent.TypeRequest, agent.Request{Op: agent.OpExec, Argv: sh("exit 7")}); err != nil {
-			t.Fatal(err)
-		}
-		for _, want := range []agent.Type{agent.TypeStarted, agent.TypeExit} {
-			if got, b, err := c.Receive(); err != nil || got != want {
-				t.Fatalf("message %d %q, %v", got, b, err)
-			}
-		}
-		for range 3 {
-			if err := c.Send(agent.TypeStdin, make([]byte, 1000)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		var err error
-		for err == nil {
-			_, _, err = c.Receive() // credit, if anything
-		}
-		if err != io.EOF {
-			t.Fatal(err)
-		}
-		stream.Close()
-	}
-}
-
-func TestHangUp(t *testing.T) {
-	r := serve(t)
-	for _, script := range []string{"echo $$; exec sleep 1000", "trap '' HUP; echo $$; while :; do sleep 1; done"} {
-		ctx, cancel := context.WithCancel(t.Context())
-		out, w := io.Pipe()
-		p, err := agent.Start(ctx, r.dial(), agent.Command{Argv: sh(script), Stdout: w})
-		if err != nil {
-			t.Fatal(err)
-		}
-		var pid int
-		if _, err := fmt.Fscanln(out, &pid); err != nil || pid != p.PID() {
-			t.Fatalf("process %d, %d, %v", pid, p.PID(), err)
-		}
-		cancel()
-		if _, err := p.Wait(); !errors.Is(err, context.Canceled) {
-			t.Errorf("%v", err)
-		}
-		for end := time.Now().Add(10 * time.Second); syscall.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("%q runs on", script)
-			}
-		}
-	}
 }
 
 func TestCopies(t *testing.T) {
@@ -520,15 +294,6 @@ func (canned) Start(Spec) (int, <-chan syscall.WaitStatus, error) {
 func (canned) Kill(int, syscall.Signal) error { return nil }
 func (canned) Info() agent.Started            { return agent.Started{} }
 func (canned) Shutdown()                      {}
-
-func BenchmarkExec(b *testing.B) {
-	r := serve(b)
-	for b.Loop() {
-		if got := r.exec(agent.Command{Argv: []string{"/bin/true"}}); got.fail != nil {
-			b.Fatal(got.fail)
-		}
-	}
-}
 
 // BenchmarkCall is all of a call but the process.
 func BenchmarkCall(b *testing.B) {
