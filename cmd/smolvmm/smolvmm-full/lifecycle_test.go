@@ -63,6 +63,8 @@ func (y *yard) env(k string) (string, bool) {
 		return filepath.Join(y.dir, "data"), true
 	case "XDG_RUNTIME_DIR":
 		return filepath.Join(y.dir, "run"), true
+	case "XDG_CONFIG_HOME":
+		return filepath.Join(y.dir, "config"), true
 	}
 	return "", false
 }
@@ -71,7 +73,7 @@ func (y *yard) env(k string) (string, bool) {
 func (y *yard) cmd(args ...string) *exec.Cmd {
 	y.Helper()
 	c := clitest.Smolvmm(y, args...)
-	for _, k := range []string{"XDG_DATA_HOME", "XDG_RUNTIME_DIR"} {
+	for _, k := range []string{"XDG_DATA_HOME", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"} {
 		v, _ := y.env(k)
 		c.Env = append(c.Env, k+"="+v)
 	}

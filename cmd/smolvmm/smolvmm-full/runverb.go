@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/cli"
+	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/images"
 	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/kernels"
 	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/machines"
 	runimage "github.com/smolvmm/smolvmm/cmd/smolvmm/internal/run"
@@ -223,7 +224,7 @@ func (r *runFlags) resolve(f *pflag.FlagSet, words []string, s cli.Streams) (arg
 		if len(r.Disks) > 0 {
 			r.image = filepath.Base(strings.SplitN(r.Disks[0], ",", 2)[0])
 		}
-	case strings.ContainsRune(r.image, '/') || strings.HasSuffix(r.image, ".img"):
+	case isPath(r.image):
 		if err := cli.Readable("run", r.image); err != nil {
 			return nil, err
 		}
@@ -240,16 +241,54 @@ func (r *runFlags) resolve(f *pflag.FlagSet, words []string, s cli.Streams) (arg
 	return argv, r.addVolumes()
 }
 
+// isPath says whether an image is named by a disk image's path: one that looks like
+// nothing else, or has a slash, as a registry's names have too, and is there.
+func isPath(image string) bool {
+	if strings.HasSuffix(image, ".img") {
+		return true
+	}
+	for _, p := range []string{"/", "./", "../"} {
+		if strings.HasPrefix(image, p) {
+			return true
+		}
+	}
+	st, err := os.Stat(image)
+	return strings.ContainsRune(image, '/') && err == nil && !st.IsDir()
+}
+
+// findImage finds an image of the store, signed by --verify's key where one is
+// given: a file, the key itself, or the name of one of `smolvmm key list`.
+func (r *runFlags) findImage(s cli.Streams) (img runimage.Image, err error) {
+	data, err := machines.DataFolder(s.Env)
+	if err != nil {
+		return img, cli.Usagef("%w", err)
+	}
+	dir := filepath.Join(data, "images")
+	if r.verify == "" {
+		img, err = runimage.Find(dir, r.image)
+	} else {
+		config, cerr := configFolder(s.Env)
+		if cerr != nil {
+			return img, cerr
+		}
+		key, kerr := images.PublicKey(filepath.Join(config, "keys"), r.verify)
+		if kerr != nil {
+			return img, cli.Usagef("-verify: %w", kerr)
+		}
+		img, err = runimage.Find(dir, r.image, key)
+	}
+	if err != nil {
+		return img, cli.Usagef("run: %w", err)
+	}
+	return img, nil
+}
+
 // fromStore takes in what an image of the store says. Flags win, and -e goes over
 // the image's variables in the guest.
 func (r *runFlags) fromStore(f *pflag.FlagSet, s cli.Streams, argv []string) error {
-	data, err := machines.DataFolder(s.Env)
+	img, err := r.findImage(s)
 	if err != nil {
-		return cli.Usagef("%w", err)
-	}
-	img, err := runimage.Find(filepath.Join(data, "images"), r.image, r.verify)
-	if err != nil {
-		return cli.Usagef("run: %w", err)
+		return err
 	}
 	if r.persist {
 		return cli.Usagef("-persist: an image of the store stays as it is: run a copy of its disk")

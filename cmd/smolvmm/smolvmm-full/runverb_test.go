@@ -259,6 +259,25 @@ func TestRunImage(t *testing.T) {
 	if r := clitest.Finish(t, y.cmd("run", "--verify", "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3", "counter")); r.Status != 2 || !strings.Contains(r.Err, "not signed") {
 		t.Errorf("%+v", r)
 	}
+	// What pull calls an image has slashes, too.
+	y.do("tag", "counter", "127.0.0.1:5000/team/counter:1")
+	if r := clitest.Finish(t, y.cmd("run", "--persist", "127.0.0.1:5000/team/counter:1")); r.Status != 2 || !strings.Contains(r.Err, "stays as it is") {
+		t.Errorf("%+v", r)
+	}
+	if r := clitest.Finish(t, y.cmd("run", "--verify", "mine", "counter")); r.Status != 2 || !strings.Contains(r.Err, `the key "mine" is neither`) {
+		t.Errorf("%+v", r)
+	}
+	y.do("key", "generate", "mine")
+	if r := clitest.Finish(t, y.cmd("run", "--verify", "mine", "counter")); r.Status != 2 || !strings.Contains(r.Err, "not signed") {
+		t.Errorf("%+v", r)
+	}
+	y.do("sign", "--key", "mine", "counter")
+	if r := clitest.Finish(t, y.cmd("run", "--verify", "mine", "--persist", "counter")); r.Status != 2 || !strings.Contains(r.Err, "stays as it is") {
+		t.Errorf("%+v", r)
+	}
+	if r := clitest.Finish(t, y.cmd("run", "127.0.0.1:5000/team/other")); r.Status != 2 || !strings.Contains(r.Err, "smolvmm images") {
+		t.Errorf("%+v", r)
+	}
 	if r := clitest.Finish(t, y.cmd("run", "nosuch")); r.Status != 2 || !strings.Contains(r.Err, "smolvmm images") {
 		t.Errorf("%+v", r)
 	}

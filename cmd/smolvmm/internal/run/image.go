@@ -4,8 +4,6 @@ package run
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"strings"
 
 	"github.com/smolvmm/smolvmm/builder/sign"
@@ -27,10 +25,9 @@ type Image struct {
 	Config          spec.Config
 }
 
-// Find finds an image by name, digest or the beginning of a digest. verify is a
-// public key in minisign's format, or a file with one: where it is given the
-// image must be signed by it.
-func Find(dir, ref, verify string) (img Image, err error) {
+// Find finds an image by name, digest or the beginning of a digest. Where keys are
+// given the image must be signed by one of them.
+func Find(dir, ref string, keys ...sign.PublicKey) (img Image, err error) {
 	s, err := store.Open(dir)
 	if err != nil {
 		return img, err
@@ -38,18 +35,14 @@ func Find(dir, ref, verify string) (img Image, err error) {
 	e, err := s.Resolve(ref)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
-		return img, fmt.Errorf("%w: smolvmm images lists them; a disk image's path has a slash or ends in .img", err)
+		return img, fmt.Errorf("%w: smolvmm images lists them; a disk image's path begins with / or ./ or ends in .img", err)
 	case err != nil:
 		return img, err
 	case e.Err != nil:
 		return img, fmt.Errorf("image %s: %w", ref, e.Err)
 	}
-	if verify != "" {
-		key, err := readKey(verify)
-		if err != nil {
-			return img, err
-		}
-		if _, err := e.Verify([]sign.PublicKey{key}); err != nil {
+	if len(keys) > 0 {
+		if _, err := e.Verify(keys); err != nil {
 			return img, fmt.Errorf("-verify: image %s: %w", ref, err)
 		}
 	}
@@ -61,27 +54,6 @@ func Find(dir, ref, verify string) (img Image, err error) {
 		img.Kernel = e.Kernel.Path()
 	}
 	return img, nil
-}
-
-func readKey(key string) (sign.PublicKey, error) {
-	f, err := os.Open(key)
-	if err != nil {
-		k, kerr := sign.ParsePublicKey([]byte(key))
-		if kerr != nil {
-			return k, fmt.Errorf("-verify %.80q: neither a file with a public key nor one itself", key)
-		}
-		return k, nil
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, sign.MaxFile+1))
-	if err != nil {
-		return sign.PublicKey{}, fmt.Errorf("-verify %s: %w", key, err)
-	}
-	k, err := sign.ParsePublicKey(b)
-	if err != nil {
-		return k, fmt.Errorf("-verify %s: %w", key, err)
-	}
-	return k, nil
 }
 
 // Init gives the fields of smolinit's document that the image decides: args
