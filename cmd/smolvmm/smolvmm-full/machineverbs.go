@@ -142,7 +142,7 @@ func each(names []string, s cli.Streams, do func(name string) error) error {
 // named makes errors about machines the user's to mend.
 func named(err error) error {
 	var running *machines.RunningError
-	if errors.Is(err, machines.ErrNone) || errors.As(err, &running) {
+	if errors.Is(err, machines.ErrNone) || errors.Is(err, machines.ErrName) || errors.As(err, &running) {
 		return cli.Usagef("%w", err)
 	}
 	return err

@@ -51,6 +51,21 @@ func TestVerbs(t *testing.T) {
 	}
 }
 
+// TestBadNames: what cannot be a machine's name is the user's to mend, with every verb.
+func TestBadNames(t *testing.T) {
+	home := t.TempDir()
+	env := map[string]string{"HOME": home, "XDG_DATA_HOME": home, "XDG_RUNTIME_DIR": home}
+	for _, args := range []string{"logs", "stop", "kill", "rm", "rm -f", "inspect", "wait", "stats --no-stream", "exec", "shell"} {
+		args := append(strings.Fields(args), "../x")
+		if args[0] == "exec" {
+			args = append(args, "ls")
+		}
+		if r := invoke(t, env, args...); r.Status != cli.StatusUsage || !strings.Contains(r.Err, `"../x" is no machine's name`) {
+			t.Errorf("%v: %+v", args, r)
+		}
+	}
+}
+
 // TestKernelHelp is each way to ask for it.
 func TestKernelHelp(t *testing.T) {
 	for _, args := range []string{"kernel --help", "help kernel", "kernel help", "kernel fetch -h"} {

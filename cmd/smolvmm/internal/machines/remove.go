@@ -152,6 +152,7 @@ func (s *Store) Cleanup(all bool) (removed []string, err error) {
 		switch err := s.Remove(m.Spec.Name); {
 		case err == nil:
 			removed = append(removed, m.Spec.Name)
+			errs = append(errs, s.Audit(m, AuditRemove, "smolvmm cleanup: "+m.How()))
 		case errors.Is(err, ErrNone), errors.As(err, &running):
 		default:
 			errs = append(errs, err)

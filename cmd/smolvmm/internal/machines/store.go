@@ -47,12 +47,15 @@ const (
 // maxName is the longest host name, a DNS label (RFC 1035 §2.3.4).
 const maxName = 63
 
+// ErrName: a machine cannot have that name.
+var ErrName = errors.New("is no machine's name")
+
 // CheckName says whether a machine may have this name: it is a folder's, a host's
 // and a DNS label.
 func CheckName(s string) error {
 	const letters = "abcdefghijklmnopqrstuvwxyz0123456789-"
 	if s == "" || len(s) > maxName || strings.Trim(s, letters) != "" || s[0] == '-' || s[len(s)-1] == '-' {
-		return fmt.Errorf("%q is no machine's name: 1 to %d lower-case letters, digits and dashes, no dash at either end", s, maxName)
+		return fmt.Errorf("%.80q %w: 1 to %d lower-case letters, digits and dashes, no dash at either end", s, ErrName, maxName)
 	}
 	return nil
 }

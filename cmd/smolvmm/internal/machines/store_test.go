@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -204,8 +205,10 @@ func TestCleanup(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	_ = dead.Note(Record{State: Running})
+	_ = dead.Note(Record{State: Ready})
 	dead.Release() // no record of its end: as if killed
-	if m := get(t, s, "dead"); m.State() != Dead {
+	if m := get(t, s, "dead"); m.State() != Dead || m.View(time.Now()).Uptime != 0 {
 		t.Errorf("%+v", m)
 	}
 	for _, n := range []string{".old-1", ".new-1"} {
@@ -223,6 +226,10 @@ func TestCleanup(t *testing.T) {
 	removed, err := s.Cleanup(false)
 	if err != nil || fmt.Sprint(removed) != "[dead gone]" {
 		t.Errorf("%q, %v", removed, err)
+	}
+	log, err := os.ReadFile(s.AuditLog())
+	if err != nil || bytes.Count(log, []byte("\n")) != 2 || !regexp.MustCompile(`"machine-removed","machine":"dead","reason":"user \d+: smolvmm cleanup: its process was killed"`).Match(log) {
+		t.Errorf("the audit log: %v\n%s", err, log)
 	}
 	if got := left(t, s); fmt.Sprint(got) != "[alive ended alive ended]" {
 		t.Errorf("left: %q", got)

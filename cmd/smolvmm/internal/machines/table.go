@@ -53,7 +53,8 @@ func (m *Machine) View(now time.Time) View {
 			status := m.Last.Status
 			v.Status = &status
 		}
-		if !m.Started.IsZero() && m.Last.Time.After(m.Started) {
+		// Of one that was killed nobody knows for how long it ran.
+		if m.Last.State == Ended && !m.Started.IsZero() && m.Last.Time.After(m.Started) {
 			v.Uptime = m.Last.Time.Sub(m.Started).Seconds()
 		}
 		return v
