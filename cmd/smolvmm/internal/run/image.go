@@ -43,7 +43,7 @@ func Find(dir, ref string, keys ...sign.PublicKey) (img Image, err error) {
 	}
 	if len(keys) > 0 {
 		if _, err := e.Verify(keys); err != nil {
-			return img, fmt.Errorf("-verify: image %s: %w", ref, err)
+			return img, fmt.Errorf("-verify: %w", err)
 		}
 	}
 	img = Image{
