@@ -28,8 +28,7 @@ var required = []struct {
 	name string
 }{
 	{kvm.CapIRQChip, "KVM_CAP_IRQCHIP"}, {kvm.CapUserMemory, "KVM_CAP_USER_MEMORY"},
-	{kvm.CapPIT2, "KVM_CAP_PIT2"}, {kvm.CapIRQFD, "KVM_CAP_IRQFD"},
-	{kvm.CapIRQFDResample, "KVM_CAP_IRQFD_RESAMPLE"}, {kvm.CapIOEventFD, "KVM_CAP_IOEVENTFD"},
+	{kvm.CapPIT2, "KVM_CAP_PIT2"}, {kvm.CapIOEventFD, "KVM_CAP_IOEVENTFD"},
 	{kvm.CapImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"}, {kvm.CapExtCPUID, "KVM_CAP_EXT_CPUID"},
 	{kvm.CapGetTSCKHz, "KVM_CAP_GET_TSC_KHZ"},
 }

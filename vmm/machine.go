@@ -46,7 +46,7 @@ type Machine struct {
 	ports, mmio bus.Bus
 	vcpus       []*cpu.VCPU
 	com1        *uart.UART
-	pins        []*levelPin // of the virtio transports, by slot
+	pins        []*pin // of the virtio transports, by slot
 	disks       []disk.Files
 	blks        []*blk.Device
 	nets        []*net.Device

@@ -132,10 +132,10 @@ func (m *Machine) Snapshot() (_ *State, err error) {
 		return nil, errors.New("machine: it is not paused")
 	}
 	s := &State{Memory: m.mem.Size(), Devices: map[string]json.RawMessage{}}
-	// KVM takes in what a device has raised by an irqfd on a thread of its own,
-	// perhaps only now. With the IOAPIC first, an interrupt that it has sent is
-	// in the local APIC that is read later; the other way round, its pin would
-	// wait for ever for the EOI of an interrupt that no processor knows.
+	// KVM's own timer may raise its pin even now. With the IOAPIC first, an
+	// interrupt that it has sent is in the local APIC that is read later; the
+	// other way round, its pin would wait for ever for the EOI of an interrupt
+	// that no processor knows.
 	for i := range s.IRQChips {
 		if s.IRQChips[i], err = m.vm.IRQChip(uint32(i)); err != nil {
 			return nil, err

@@ -23,7 +23,7 @@ import (
 func (m *Machine) addDevices() error {
 	m.com1 = uart.New(uart.Config{
 		Out: m.cfg.ConsoleOut, In: m.cfg.ConsoleIn,
-		Line:        &pin{vm: m.vm, gsi: irqCOM1},
+		Line:        newPin(m.vm, irqCOM1),
 		OnFirstByte: func() { m.timeline.add("console", time.Now()) },
 	})
 	m.closers = append(m.closers, m.com1.Close)
@@ -120,18 +120,13 @@ func (m *Machine) addNet(i int, n Net) error {
 func (m *Machine) addVirtio(name string, d devices.Virtio, closeDevice func() error) error {
 	m.closers = append(m.closers, closeDevice)
 	slot := len(m.pins)
-	p, err := newLevelPin(m.vm, virtioPins[slot])
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	m.closers = append(m.closers, p.close)
+	p := newPin(m.vm, virtioPins[slot])
 	m.pins = append(m.pins, p)
-	t, err := mmio.New(d, m.mem, p.raise)
+	t, err := mmio.New(d, m.mem, p)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	m.closers = append(m.closers, t.Close)
-	p.serve(t.Resample)
 	base := uint64(mmioBase + slot*mmioStride)
 	for q := range t.Queues() {
 		if err := m.vm.AddIOEventFD(kvm.IOEventFD{

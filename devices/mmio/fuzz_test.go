@@ -3,6 +3,7 @@ package mmio_test
 import (
 	"encoding/binary"
 	"runtime/debug"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,7 +22,7 @@ const (
 	opPost         // queue: a well-made request in the ring laid for it, with a kick
 	opPause        // Quiesce and Resume
 	opMove         // State, Restore into a new transport
-	opEOI          // Resample
+	opACK          // InterruptACK of all there is
 	opTake         // queue: collect, in a seed's own test until something came
 	opCount
 )
@@ -38,14 +39,18 @@ func play(t *testing.T, mem *guestmem.Memory, prog []byte, patient bool) (comple
 
 	sizes := []uint16{8, 4}
 	pin := make(chan struct{}, 1)
-	raise := func() {
-		select {
-		case pin <- struct{}{}:
-		default:
+	var high atomic.Bool
+	wire := line(func(now bool) {
+		high.Store(now)
+		if now {
+			select {
+			case pin <- struct{}{}:
+			default:
+			}
 		}
-	}
+	})
 	dev := virtqtest.NewEcho(sizes...)
-	tr, err := mmio.New(dev, mem, raise)
+	tr, err := mmio.New(dev, mem, wire)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,6 +104,10 @@ func play(t *testing.T, mem *guestmem.Memory, prog []byte, patient bool) (comple
 			if err := tr.Quiesce(); err != nil {
 				t.Fatal(err)
 			}
+			var isr [4]byte
+			if tr.Read(interruptStatus, isr[:]); high.Load() != (isr[0] != 0) {
+				t.Fatalf("interrupt status %d, and the pin is high: %v", isr[0], high.Load())
+			}
 			if err := tr.Resume(); err != nil {
 				t.Fatal(err)
 			}
@@ -114,7 +123,7 @@ func play(t *testing.T, mem *guestmem.Memory, prog []byte, patient bool) (comple
 				t.Fatal(err)
 			}
 			dev = virtqtest.NewEcho(sizes...)
-			if tr, err = mmio.New(dev, mem, raise); err != nil {
+			if tr, err = mmio.New(dev, mem, wire); err != nil {
 				t.Fatal(err)
 			}
 			if err := tr.Restore(state); err != nil {
@@ -123,8 +132,8 @@ func play(t *testing.T, mem *guestmem.Memory, prog []byte, patient bool) (comple
 			if err := tr.Resume(); err != nil {
 				t.Fatal(err)
 			}
-		case opEOI:
-			tr.Resample()
+		case opACK:
+			tr.Write(interruptACK, []byte{3, 0, 0, 0})
 		case opTake:
 			r := rings[int(take1())%len(rings)]
 			us, err := r.Collect()
@@ -207,7 +216,7 @@ func fuzzSeeds(tb testing.TB) map[string]struct {
 			p = append(p, opPost, i, opTake, i)
 			r(interruptStatus)
 			w(interruptACK, 3)
-			p = append(p, opEOI)
+			p = append(p, opACK)
 		}
 	}
 	all := map[string]struct {

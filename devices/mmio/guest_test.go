@@ -45,20 +45,20 @@ type guest struct {
 	mem    *guestmem.Memory
 	t      *mmio.Transport
 	raised atomic.Int64
-	pin    chan struct{} // raise, as an event
+	pin    chan struct{} // it went high, or is at an EOI, as an event
+	level  atomic.Bool
 	rings  []*virtqtest.Ring
 }
 
 func newGuest(tb testing.TB, dev devices.Virtio, mem *guestmem.Memory) *guest {
 	tb.Helper()
 	g := &guest{tb: tb, mem: mem, pin: make(chan struct{}, 1)}
-	t, err := mmio.New(dev, mem, func() {
-		g.raised.Add(1)
-		select {
-		case g.pin <- struct{}{}:
-		default:
+	t, err := mmio.New(dev, mem, line(func(high bool) {
+		if !g.level.Swap(high) && high {
+			g.raised.Add(1)
+			g.eoi()
 		}
-	})
+	}))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -69,6 +69,23 @@ func newGuest(tb testing.TB, dev devices.Virtio, mem *guestmem.Memory) *guest {
 		}
 	})
 	return g
+}
+
+// line is a devices.Line.
+type line func(high bool)
+
+func (l line) Set(high bool) { l(high) }
+
+// eoi is the end of an interrupt, upon which a level-triggered pin that is still
+// high interrupts again.
+func (g *guest) eoi() {
+	if !g.level.Load() {
+		return
+	}
+	select {
+	case g.pin <- struct{}{}:
+	default:
+	}
 }
 
 func (g *guest) r(off uint64) uint32 {
@@ -181,7 +198,7 @@ func (g *guest) post(i int, text string) {
 	}
 }
 
-// wait takes the next completed requests, by interrupt: handler, EOI, Resample.
+// wait takes the next completed requests, by interrupt: handler, EOI.
 func (g *guest) wait(i int) []virtqtest.Used {
 	g.tb.Helper()
 	deadline := time.After(virtqtest.Patience)
@@ -199,7 +216,7 @@ func (g *guest) wait(i int) []virtqtest.Used {
 		select {
 		case <-g.pin:
 			g.w(interruptACK, g.r(interruptStatus))
-			g.t.Resample()
+			g.eoi()
 		case <-deadline:
 			g.tb.Fatalf("no interrupt within %v: status %#x, interrupt status %#x, fault %v", virtqtest.Patience, g.r(status), g.r(interruptStatus), g.t.Fault())
 		}

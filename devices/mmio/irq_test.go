@@ -7,31 +7,32 @@ import (
 	"testing"
 	"time"
 
+	"github.com/smolvmm/smolvmm/devices"
 	"github.com/smolvmm/smolvmm/devices/mmio"
 	"github.com/smolvmm/smolvmm/devices/virtq/virtqtest"
 )
 
-// chip is one level-triggered IOAPIC pin behind a resampling irqfd, in the steps
-// that KVM takes (Linux virt/kvm/eventfd.c, arch/x86/kvm/ioapic.c): the line stays
-// asserted until the EOI; the EOI first deasserts it, then signals the resamplefd,
-// and only then clears remote IRR and looks at the line again.
+// chip is one level-triggered IOAPIC pin behind KVM_IRQ_LINE, in the steps that KVM
+// takes (Linux arch/x86/kvm/ioapic.c): an interrupt is delivered when the line is high
+// and none awaits its EOI, which looks at the line again.
 type chip struct {
 	mu        sync.Mutex
 	line      bool
 	remoteIRR bool
 	raises    int
 
-	vector   chan struct{} // to the guest
-	resample chan struct{} // an eventfd: signals add up to one
+	vector chan struct{} // to the guest
 }
 
-func (c *chip) raise() {
+func (c *chip) Set(high bool) {
 	c.mu.Lock()
-	c.raises++
-	c.line = true
+	if high && !c.line {
+		c.raises++
+	}
+	c.line = high
 	c.deliver()
 	c.mu.Unlock()
-	// Whoever raises can lose the processor on its way back.
+	// Whoever sets it can lose the processor on its way back.
 	runtime.Gosched()
 }
 
@@ -45,15 +46,6 @@ func (c *chip) deliver() {
 
 func (c *chip) eoi() {
 	c.mu.Lock()
-	c.line = false
-	c.mu.Unlock()
-	runtime.Gosched()
-	select {
-	case c.resample <- struct{}{}:
-	default:
-	}
-	runtime.Gosched()
-	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.remoteIRR = false
 	c.deliver()
@@ -62,17 +54,17 @@ func (c *chip) eoi() {
 func (c *chip) quiet() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return !c.line && !c.remoteIRR && len(c.resample) == 0
+	return !c.line && !c.remoteIRR
 }
 
 // TestEOIRace lets two sources interrupt at any moment of the guest's handler
-// and of the EOI's way through KVM and monitor. None may be lost: after every
+// and of the EOI. None may be lost: after every
 // burst the sources wait until the guest has seen all of it. And it must end:
 // behind the last one the pin falls silent.
 func TestEOIRace(t *testing.T) {
-	c := &chip{vector: make(chan struct{}, 1), resample: make(chan struct{}, 1)}
+	c := &chip{vector: make(chan struct{}, 1)}
 	dev := &recorder{Echo: virtqtest.NewEcho(8)}
-	tr, err := mmio.New(dev, virtqtest.NewMemory(t, 1<<20), c.raise)
+	tr, err := mmio.New(dev, virtqtest.NewMemory(t, 1<<20), c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,16 +101,6 @@ func TestEOIRace(t *testing.T) {
 			default:
 			}
 			c.eoi()
-		}
-	})
-	wg.Go(func() { // the monitor, at its resamplefd
-		for {
-			select {
-			case <-stop:
-				return
-			case <-c.resample:
-				tr.Resample()
-			}
 		}
 	})
 	defer wg.Wait()
@@ -164,26 +146,45 @@ func TestEOIRace(t *testing.T) {
 	}
 }
 
-// TestResampleCases are the four moments around an EOI, one by one.
-func TestResampleCases(t *testing.T) {
+// TestPinCases: the pin is high exactly while InterruptStatus has a bit.
+func TestPinCases(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		do    func(g *guest, used func())
-		raise int64
+		do    func(g *guest, a *devices.Activation)
+		high  bool
+		rises int64
 	}{
-		{"acknowledged before the EOI", func(g *guest, used func()) { used(); g.w(interruptACK, 1); g.t.Resample() }, 1},
-		{"not acknowledged", func(g *guest, used func()) { used(); g.t.Resample() }, 2},
-		{"again between acknowledgement and EOI", func(g *guest, used func()) { used(); g.w(interruptACK, 1); used(); g.t.Resample() }, 3},
-		{"again behind everything", func(g *guest, used func()) { used(); g.w(interruptACK, 1); g.t.Resample(); used() }, 2},
-		{"twice before the handler", func(g *guest, used func()) { used(); used(); g.w(interruptACK, 1); g.t.Resample() }, 1},
-		{"EOI of another device's interrupt", func(g *guest, used func()) { g.t.Resample() }, 0},
+		{"nothing has happened", func(*guest, *devices.Activation) {}, false, 0},
+		{"used", func(_ *guest, a *devices.Activation) { a.Driver.Used() }, true, 1},
+		{"twice before the handler", func(_ *guest, a *devices.Activation) { a.Driver.Used(); a.Driver.Used() }, true, 1},
+		{"acknowledged", func(g *guest, a *devices.Activation) { a.Driver.Used(); g.w(interruptACK, 1) }, false, 1},
+		{"another bit acknowledged", func(g *guest, a *devices.Activation) { a.Driver.Used(); g.w(interruptACK, 2) }, true, 1},
+		{"one of two acknowledged", func(g *guest, a *devices.Activation) {
+			a.Driver.Used()
+			a.Driver.ConfigChanged()
+			g.w(interruptACK, 1)
+		}, true, 1},
+		{"acknowledged for nothing", func(g *guest, _ *devices.Activation) { g.w(interruptACK, 3) }, false, 0},
+		{"again behind the acknowledgement", func(g *guest, a *devices.Activation) {
+			a.Driver.Used()
+			g.w(interruptACK, 1)
+			a.Driver.Used()
+		}, true, 2},
+		{"reset", func(g *guest, a *devices.Activation) { a.Driver.Used(); g.w(status, 0) }, false, 1},
+		{"told of behind a reset", func(g *guest, a *devices.Activation) { g.w(status, 0); a.Driver.Used() }, false, 0},
+		{"closed", func(g *guest, a *devices.Activation) {
+			a.Driver.Used()
+			if err := g.t.Close(); err != nil {
+				t.Error(err)
+			}
+		}, false, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g, dev := recording(t)
 			g.upTo(stateRunning)
-			c.do(g, dev.a.Driver.Used)
-			if n := g.raised.Load(); n != c.raise {
-				t.Errorf("raised %d times, want %d", n, c.raise)
+			c.do(g, &dev.a)
+			if n := g.raised.Load(); g.level.Load() != c.high || n != c.rises {
+				t.Errorf("the pin is high: %v, and went high %d times, want %v and %d", g.level.Load(), n, c.high, c.rises)
 			}
 		})
 	}

@@ -20,12 +20,10 @@
 //
 // # Interrupts
 //
-// The pin is level-triggered. KVM holds it asserted from the write to a
-// resampling irqfd until the guest's EOI, then tells the monitor, which calls
-// Resample. raise is called by whoever turns InterruptStatus from zero bits to
-// set ones, and again by Resample while bits are left: a bit set at any moment
-// around the EOI is followed by a raise behind it, and a guest that has
-// acknowledged everything ends the cycle.
+// The pin is level-triggered and high exactly while InterruptStatus has a bit
+// (§4.2.2): who changes the one brings the other after it, under a lock, so that
+// whoever is last has seen all changes. A guest that ends its handler with a bit
+// left, or set behind its back, is interrupted again by the controller.
 package mmio
 
 import (
@@ -69,7 +67,6 @@ const (
 type Transport struct {
 	dev     devices.Virtio
 	mem     *guestmem.Memory
-	raise   func()
 	id      uint32
 	offered uint64
 
@@ -77,6 +74,9 @@ type Transport struct {
 	isr    atomic.Uint32 // InterruptStatus
 	gen    atomic.Uint32 // ConfigGeneration
 	fault  atomic.Pointer[error]
+
+	pinMu sync.Mutex // held while the pin is brought after isr
+	pin   devices.Line
 
 	mu             sync.Mutex // what follows, and the device's life
 	deviceSel      uint32
@@ -106,12 +106,11 @@ type queue struct {
 	bell              *devices.Doorbell
 }
 
-// New puts a transport in front of dev, whose rings will lie in mem. raise
-// asserts the device's interrupt pin until the guest's EOI (for KVM: a write
-// to a resampling irqfd); it is called from any goroutine and must not block.
-func New(dev devices.Virtio, mem *guestmem.Memory, raise func()) (*Transport, error) {
+// New puts a transport in front of dev, whose rings will lie in mem. pin is the
+// device's interrupt pin, low so far, level-triggered and its own.
+func New(dev devices.Virtio, mem *guestmem.Memory, pin devices.Line) (*Transport, error) {
 	t := &Transport{
-		dev: dev, mem: mem, raise: raise,
+		dev: dev, mem: mem, pin: pin,
 		id: dev.ID(), offered: dev.Features() | FeatureVersion1,
 	}
 	for i, size := range dev.QueueSizes() {
@@ -143,20 +142,25 @@ func (t *Transport) Fault() error {
 	return nil
 }
 
-// Resample is called after the guest's EOI for the pin: it asserts the pin
-// again while an interrupt is unacknowledged.
-func (t *Transport) Resample() {
-	if t.isr.Load() != 0 {
-		t.raise()
+// drive brings the pin after InterruptStatus, which has changed.
+func (t *Transport) drive() {
+	t.pinMu.Lock()
+	defer t.pinMu.Unlock()
+	t.pin.Set(t.isr.Load() != 0)
+}
+
+// interrupt sets a bit of InterruptStatus. Where one was set already the pin is
+// high, or its setter is about to see to it.
+func (t *Transport) interrupt(bit uint32) {
+	if t.isr.Or(bit) == 0 {
+		t.drive()
 	}
 }
 
-// interrupt sets a bit of InterruptStatus before it raises the pin, in that
-// order: see the package comment. Where the bit was set already, a raise has
-// been made since it was, or its setter is about to.
-func (t *Transport) interrupt(bit uint32) {
-	if t.isr.Or(bit)&bit == 0 {
-		t.raise()
+// acknowledge clears bits of InterruptStatus.
+func (t *Transport) acknowledge(bits uint32) {
+	if was := t.isr.And(^bits); was != 0 && was&^bits == 0 {
+		t.drive()
 	}
 }
 
@@ -233,6 +237,7 @@ func (t *Transport) reset() {
 		*q = queue{max: q.max, bell: q.bell}
 	}
 	t.isr.Store(0)
+	t.drive()
 	t.status.Store(0)
 }
 

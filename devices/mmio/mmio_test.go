@@ -431,7 +431,7 @@ func TestConfigGeneration(t *testing.T) {
 
 func TestNewRefusesSizes(t *testing.T) {
 	for _, n := range []uint16{0, 3, 65535} {
-		if _, err := mmio.New(virtqtest.NewEcho(8, n), virtqtest.NewMemory(t, 1<<20), func() {}); err == nil {
+		if _, err := mmio.New(virtqtest.NewEcho(8, n), virtqtest.NewMemory(t, 1<<20), line(func(bool) {})); err == nil {
 			t.Errorf("a queue of %d was taken", n)
 		}
 	}

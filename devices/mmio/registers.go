@@ -118,7 +118,7 @@ func (t *Transport) Write(off uint64, p []byte) {
 	}
 	v := binary.LittleEndian.Uint32(p)
 	if off == regInterruptACK {
-		t.isr.And(^(v & intAll))
+		t.acknowledge(v & intAll)
 		return
 	}
 	t.mu.Lock()

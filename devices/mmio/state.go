@@ -84,7 +84,7 @@ func (t *Transport) Resume() error {
 			t.queues[i].bell.Ring()
 		}
 	}
-	t.Resample()
+	t.drive() // in a new machine it is low yet
 	return nil
 }
 

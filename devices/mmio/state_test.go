@@ -368,7 +368,7 @@ func FuzzRestore(f *testing.F) {
 	f.Add(bytes.Replace(good, []byte(`"status":15`), []byte(`"status":79`), 1))
 	f.Add([]byte(`{"id":63,"queues":[{},{}],"device":{}}`))
 	f.Fuzz(func(t *testing.T, state []byte) {
-		tr, err := mmio.New(virtqtest.NewEcho(8, 8), mem, func() {})
+		tr, err := mmio.New(virtqtest.NewEcho(8, 8), mem, line(func(bool) {}))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -142,9 +142,6 @@ func (v *VM) SetIRQLine(gsi uint32, high bool) error {
 	return set(v.fd, "KVM_IRQ_LINE", irqLine, &l)
 }
 
-// AddIRQFD lets fd raise a pin.
-func (v *VM) AddIRQFD(f IRQFD) error { return set(v.fd, "KVM_IRQFD", irqfd, &f) }
-
 // AddIOEventFD lets a guest's write ring fd without an exit to the monitor.
 func (v *VM) AddIOEventFD(f IOEventFD) error { return set(v.fd, "KVM_IOEVENTFD", ioeventfd, &f) }
 

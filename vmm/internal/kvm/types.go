@@ -28,7 +28,6 @@ const (
 	getPIT2             = 0x8070ae9f
 	setPIT2             = 0x4070aea0
 	reinjectControl     = 0xae71
-	irqfd               = 0x4020ae76
 	ioeventfd           = 0x4040ae79
 	setClock            = 0x4030ae7b
 	getClock            = 0x8030ae7c
@@ -78,7 +77,6 @@ const (
 	CapExtCPUID        Cap = 7
 	CapNrVCPUs         Cap = 9
 	CapMPState         Cap = 14
-	CapIRQFD           Cap = 32
 	CapPIT2            Cap = 33
 	CapIOEventFD       Cap = 36
 	CapSetIdentityMap  Cap = 37
@@ -90,7 +88,6 @@ const (
 	CapTSCControl      Cap = 60
 	CapGetTSCKHz       Cap = 61
 	CapMaxVCPUs        Cap = 66
-	CapIRQFDResample   Cap = 82
 	CapImmediateExit   Cap = 136
 	CapX86DisableExits Cap = 143
 	CapExitOnEmulation Cap = 204
@@ -247,19 +244,6 @@ type reinject struct {
 	Reinject uint8
 	_        [31]byte
 }
-
-// IRQFD is struct kvm_irqfd.
-type IRQFD struct {
-	FD         uint32
-	GSI        uint32
-	Flags      uint32
-	ResampleFD uint32
-	_          [16]byte
-}
-
-// IRQFDResample is KVM_IRQFD_FLAG_RESAMPLE: the pin stays up until the guest's
-// EOI, which signals ResampleFD.
-const IRQFDResample = 2
 
 // IOEventFD is struct kvm_ioeventfd.
 type IOEventFD struct {
