@@ -95,7 +95,7 @@ func virtioArgs(n int) []pvh.VirtioMMIO {
 // acpiMachine is what ACPI's tables tell of the machine.
 func acpiMachine(cpus int, transports []pvh.VirtioMMIO) acpi.Machine {
 	a := acpi.Machine{
-		CPUs: cpus, COM1: portCOM1, COM1IRQ: irqCOM1, RTC: portRTC,
+		CPUs: cpus, COM1: portCOM1, COM1IRQ: irqCOM1, RTC: portRTC, FwCfg: portFwCfg,
 		// Bit 2 resets as it rises, with bit 1 for a hard reset (ICH9 §13.7.5).
 		ResetPort: ports.ResetControl, ResetValue: 0x06,
 	}

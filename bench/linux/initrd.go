@@ -7,9 +7,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/u-root/u-root/pkg/cpio"
@@ -31,17 +33,21 @@ func Kernel(ctx context.Context, lab string) (vmlinux, modules string, err error
 	return vmlinux, filepath.Dir(found[0]), nil
 }
 
-// Initramfs writes an archive in which /init is the program, with the modules
-// named and all they need in /modules, and their order in /modules/order.
-func Initramfs(w io.Writer, program, modules string, names ...string) error {
-	init, err := os.ReadFile(program)
-	if err != nil {
-		return err
-	}
+// Initramfs writes an archive with programs (paths in the guest, without the first
+// slash, to files here) in folders that it has: /bin, /etc and /tmp are there. The modules
+// named and all they need are in /modules, and their order in /modules/order.
+func Initramfs(w io.Writer, programs map[string]string, modules string, names ...string) error {
 	records := []cpio.Record{
-		cpio.StaticFile("init", string(init), 0o755),
+		cpio.Directory("bin", 0o755), cpio.Directory("etc", 0o755), cpio.Directory("tmp", 0o777),
 		cpio.Directory("dev", 0o755), cpio.CharDev("dev/console", 0o600, 5, 1),
 		cpio.Directory("proc", 0o755), cpio.Directory("sys", 0o755), cpio.Directory("modules", 0o755),
+	}
+	for _, p := range slices.Sorted(maps.Keys(programs)) {
+		b, err := os.ReadFile(programs[p])
+		if err != nil {
+			return err
+		}
+		records = append(records, cpio.StaticFile(p, string(b), 0o755))
 	}
 	files, err := order(modules, names)
 	if err != nil {

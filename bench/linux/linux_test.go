@@ -47,25 +47,10 @@ func TestLinux(t *testing.T) {
 		return
 	}
 	dir := t.TempDir()
-	need := func(err error) {
-		t.Helper()
-		if errors.Is(err, netbsd.ErrMissing) {
-			t.Skip("NOT RUN: " + err.Error())
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	lab, err := netbsd.Lab(t.Context(), dir)
-	need(err)
-	vmlinux, modules, err := Kernel(t.Context(), lab)
-	need(err)
+	lab, vmlinux, modules := parts(t, dir)
 	guest, initrd := filepath.Join(dir, "guest"), filepath.Join(dir, "initrd")
-	need(netbsd.Program(t.Context(), guest, "bench/linux/guest"))
-	f, err := os.Create(initrd)
-	need(err)
-	need(Initramfs(f, guest, modules, "virtio_mmio", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport"))
-	need(f.Close())
+	need(t, netbsd.Program(t.Context(), guest, "bench/linux/guest"))
+	archive(t, initrd, map[string]string{"init": guest}, modules, "virtio_mmio", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport")
 	socat, err := exec.LookPath("socat")
 	if err != nil {
 		t.Log("NOT RUN: the part with socat: it is not installed")
@@ -76,15 +61,51 @@ func TestLinux(t *testing.T) {
 		return
 	}
 	t.Logf("in the lab: %v", why)
-	self, err := os.Executable()
-	need(err)
-	args := []string{"-timeout", "220s", "-m", "2560", "-file", vmlinux + ":" + inLab + "/vmlinux", "-file", initrd + ":" + inLab + "/initrd"}
+	args := []string{"-timeout", "220s", "-file", vmlinux + ":" + inLab + "/vmlinux", "-file", initrd + ":" + inLab + "/initrd"}
 	if socat != "" {
 		args = append(args, "-with", socat)
 	}
-	cmd := exec.CommandContext(t.Context(), lab, append(args, self, "-test.run=^TestLinux$", "-test.v")...)
+	again(t, lab, args)
+}
+
+// need skips where something is missing here.
+func need(t *testing.T, err error) {
+	t.Helper()
+	if errors.Is(err, netbsd.ErrMissing) {
+		t.Skip("NOT RUN: " + err.Error())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// parts are the lab's runner, its kernel and the kernel's modules.
+func parts(t *testing.T, dir string) (lab, vmlinux, modules string) {
+	t.Helper()
+	lab, err := netbsd.Lab(t.Context(), dir)
+	need(t, err)
+	vmlinux, modules, err = Kernel(t.Context(), lab)
+	need(t, err)
+	return lab, vmlinux, modules
+}
+
+func archive(t *testing.T, file string, programs map[string]string, modules string, names ...string) {
+	t.Helper()
+	f, err := os.Create(file)
+	need(t, err)
+	need(t, Initramfs(f, programs, modules, names...))
+	need(t, f.Close())
+}
+
+// again runs the test that calls it in the lab.
+func again(t *testing.T, lab string, args []string) {
+	t.Helper()
+	self, err := os.Executable()
+	need(t, err)
+	args = append([]string{"-m", "2560"}, args...)
+	cmd := exec.CommandContext(t.Context(), lab, append(args, self, "-test.run=^"+t.Name()+"$", "-test.v")...)
 	out, err := cmd.CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte("--- PASS: TestLinux")) {
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	t.Logf("%s", out)

@@ -1,4 +1,4 @@
-//go:build !netbsd || !amd64
+//go:build !linux && !(netbsd && amd64)
 
 package main
 
@@ -8,6 +8,6 @@ import (
 )
 
 func main() {
-	fmt.Fprintln(os.Stderr, "smolinit is the first process of a NetBSD/amd64 guest: build it with GOOS=netbsd GOARCH=amd64 CGO_ENABLED=0")
+	fmt.Fprintln(os.Stderr, "smolinit is the first process of a NetBSD/amd64 guest, or a service of a Linux guest: build it with GOOS=netbsd GOARCH=amd64, or GOOS=linux, and CGO_ENABLED=0")
 	os.Exit(2)
 }

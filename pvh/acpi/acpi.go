@@ -44,6 +44,9 @@ type Machine struct {
 	// RTC is the index port of an MC146818, its data port behind it, whose interrupt
 	// is not there; 0 is none.
 	RTC uint16
+	// FwCfg is the selector's port of QEMU's firmware configuration device, its data
+	// port behind it; 0 is none.
+	FwCfg uint16
 	// ResetPort takes the byte ResetValue to reset the machine; 0 is none.
 	ResetPort  uint16
 	ResetValue byte
@@ -223,6 +226,11 @@ func dsdt(m Machine) []byte {
 	if m.RTC != 0 {
 		devices = append(devices, device("RTC",
 			name("_HID", eisaID("PNP0B00")), name("_CRS", resources(ports(m.RTC, 2)))))
+	}
+	if m.FwCfg != 0 {
+		// QEMU docs/specs/fw_cfg.rst, "ACPI Interface"; without the DMA register.
+		devices = append(devices, device("FWCF",
+			name("_HID", str("QEMU0002")), name("_CRS", resources(ports(m.FwCfg, 2)))))
 	}
 	for i, v := range m.Virtio {
 		devices = append(devices, device(fmt.Sprintf("V%03X", i),

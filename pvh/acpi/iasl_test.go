@@ -53,7 +53,7 @@ func TestIASL(t *testing.T) {
 		if name != "dsdt" {
 			continue
 		}
-		for _, want := range []string{`Device (V010)`, `"LNRO0005"`, `EisaId ("PNP0501")`, `EisaId ("PNP0B00")`, `0xFEB10000,         // Address Base`,
+		for _, want := range []string{`Device (V010)`, `"LNRO0005"`, `EisaId ("PNP0501")`, `EisaId ("PNP0B00")`, `"QEMU0002"`, `0x0510,             // Range Minimum`, `0xFEB10000,         // Address Base`,
 			`Interrupt (ResourceConsumer, Level, ActiveHigh, Exclusive`, `Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive`} {
 			if !strings.Contains(string(dsl), want) {
 				t.Errorf("the ASL lacks %q\n%s", want, dsl)

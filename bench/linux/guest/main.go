@@ -1,7 +1,8 @@
 //go:build linux
 
 // Command guest is the init of a Linux guest: it loads the stock virtio drivers
-// and uses the devices that they find. What it says goes to the console, a line
+// and uses the devices that they find, or with guest=agent on the command line has
+// smolinit serve the agent. What it says goes to the console, a line
 // "guest: ok …" for each thing that worked; the first that does not ends it.
 package main
 
@@ -14,14 +15,21 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/smolvmm/smolvmm/vmm/agent/agentd"
 )
 
 func main() {
+	if filepath.Base(os.Args[0]) == "reboot" {
+		askInit()
+		return
+	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "guest: runs as a guest's init only")
 		os.Exit(2)
@@ -48,6 +56,11 @@ func run() error {
 	}
 	if err := loadModules(); err != nil {
 		return err
+	}
+	if cmdline, err := os.ReadFile("/proc/cmdline"); err != nil {
+		return err
+	} else if slices.Contains(strings.Fields(string(cmdline)), "guest=agent") {
+		return serveAgent()
 	}
 	if err := listDevices(); err != nil {
 		return err
@@ -371,17 +384,6 @@ func dial(port uint32) (stream, error) {
 	return newStream(fd)
 }
 
-func listen(port uint32) (int, error) {
-	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0)
-	if err != nil {
-		return 0, err
-	}
-	if err := unix.Bind(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_ANY, Port: port}); err != nil {
-		return 0, err
-	}
-	return fd, unix.Listen(fd, 128)
-}
-
 func vsock() error {
 	dev, err := os.Open("/dev/vsock")
 	if err != nil {
@@ -405,31 +407,29 @@ func vsock() error {
 	if _, err := dial(9999); !errors.Is(err, unix.ECONNRESET) {
 		return fmt.Errorf("a port that nobody has: %v", err)
 	}
-	l, err := listen(echoPort)
+	l, err := agentd.ListenVsock(echoPort)
 	if err != nil {
 		return err
 	}
 	go func() {
 		for {
-			fd, _, err := unix.Accept(l)
+			c, err := l.Accept()
 			if err != nil {
 				fmt.Println("guest: FAILED: accept:", err)
 				return
 			}
-			if c, err := newStream(fd); err == nil {
-				go echo(c, c.closeWrite)
-			}
+			go echo(c, c.(interface{ CloseWrite() error }).CloseWrite)
 		}
 	}()
-	end, err := listen(donePort)
+	end, err := agentd.ListenVsock(donePort)
 	if err != nil {
 		return err
 	}
 	ok("ready")
 	// The host is done when it calls here.
-	fd, _, err := unix.Accept(end)
+	last, err := end.Accept()
 	if err != nil {
 		return err
 	}
-	return unix.Close(fd)
+	return last.Close()
 }
