@@ -147,18 +147,19 @@ func (h hostile) ReadAt(b []byte, _ int64) (int, error) {
 // TestHalfAnImage: after an error or the end of ctx in the middle, what had the
 // name before still has it, and no other file is there.
 func TestHalfAnImage(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	for says, read := range map[string]func() error{
-		"file already closed": func() error { return os.ErrClosed },
-		"context canceled":    func() error { cancel(); return nil },
+	for says, read := range map[string]func(context.CancelFunc) error{
+		"file already closed": func(context.CancelFunc) error { return os.ErrClosed },
+		"context canceled":    func(cancel context.CancelFunc) error { cancel(); return nil },
 	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
 		dir := t.TempDir()
 		name := filepath.Join(dir, "disk.img")
 		if err := os.WriteFile(name, []byte("before"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		tr := example(t)
-		if err := tr.Put("etc/file", tree.NewFile(0o644, hostile{100 << 20, read})); err != nil {
+		if err := tr.Put("etc/file", tree.NewFile(0o644, hostile{100 << 20, func() error { return read(cancel) }})); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := Create(ctx, name, tr, Options{}); err == nil || !strings.Contains(err.Error(), says) {
