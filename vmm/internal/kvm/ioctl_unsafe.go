@@ -56,6 +56,25 @@ func runIoctl(fd int) unix.Errno {
 	return errno
 }
 
+// runFreed is runIoctl of which the Go scheduler is told that it blocks.
+//
+//go:nosplit
+//go:norace
+func runFreed(fd int) unix.Errno {
+	entersyscallblock()
+	_, _, errno := unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), run, 0)
+	exitsyscall()
+	return errno
+}
+
+// The Go runtime keeps these two as they are for such callers (go.dev/issue/67401).
+//
+//go:linkname entersyscallblock runtime.entersyscallblock
+func entersyscallblock()
+
+//go:linkname exitsyscall runtime.exitsyscall
+func exitsyscall()
+
 // runArea is the head of struct kvm_run (linux/kvm.h), as far as it is read.
 type runArea struct {
 	requestInterruptWindow uint8

@@ -142,11 +142,13 @@ func TestPortOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.SetImmediateExit(true)
-	if e := c.Run(); e != unix.EINTR {
-		t.Fatalf("KVM_RUN with immediate_exit: %v, want EINTR", e)
+	for _, run := range []func() unix.Errno{c.Run, c.RunFreed} {
+		if e := run(); e != unix.EINTR {
+			t.Fatalf("KVM_RUN with immediate_exit: %v, want EINTR", e)
+		}
 	}
 	c.SetImmediateExit(false)
-	if e := c.Run(); e != 0 || c.Reason() != ExitIO {
+	if e := c.RunFreed(); e != 0 || c.Reason() != ExitIO {
 		t.Fatalf("KVM_RUN: %v, exit %v; want an I/O exit", e, c.Reason())
 	}
 	io, err := c.IO()
