@@ -248,6 +248,10 @@ func (s *Stack) askAsGateway(pkt *stack.PacketBuffer) {
 	if len(n) < header.IPv6MinimumSize || n[6] != protoICMPv6 {
 		return
 	}
+	if len(pkt.TransportHeader().Slice()) > 0 {
+		unhideParts(pkt)
+		return
+	}
 	b, _ := pkt.Data().PullUp(pkt.Data().Size()) // gVisor has the whole solicitation there
 	m := header.ICMPv6(b)
 	if len(m) < header.ICMPv6NeighborSolicitMinimumSize || m.Type() != header.ICMPv6NeighborSolicit {

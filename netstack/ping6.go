@@ -45,6 +45,26 @@ func (p parts) HandleUnknownDestinationPacket(_ stack.TransportEndpointID, pkt *
 	return stack.UnknownDestinationPacketHandled
 }
 
+// unhideParts has gVisor's error about fragments that never became whole (RFC 8200
+// §4.5) quote the first of them as the guest sent it.
+func unhideParts(pkt *stack.PacketBuffer) {
+	const next = header.IPv6MinimumSize // of the fragment header, in the quote
+	m := header.ICMPv6(pkt.TransportHeader().Slice())
+	if len(m) < header.ICMPv6MinimumSize || m.Type() != header.ICMPv6TimeExceeded {
+		return
+	}
+	quoted, ok := pkt.Data().PullUp(next + header.IPv6FragmentHeaderSize)
+	if !ok || header.IPv6(quoted).NextHeader() != protoFrag6 || quoted[next] != protoParts {
+		return
+	}
+	quoted[next] = protoICMPv6
+	ip := header.IPv6(pkt.NetworkHeader().Slice())
+	m.SetChecksum(header.ICMPv6Checksum(header.ICMPv6ChecksumParams{
+		Header: m, Src: ip.SourceAddress(), Dst: ip.DestinationAddress(),
+		PayloadCsum: pkt.Data().Checksum(), PayloadLen: pkt.Data().Size(),
+	}))
+}
+
 // validEcho6 counts an echo request with a bad checksum.
 func (s *Stack) validEcho6(ip header.IPv6) bool {
 	m := header.ICMPv6(ip.Payload())
