@@ -77,25 +77,8 @@ func freePort(t *testing.T) uint16 {
 // connections on the port.
 func serve(t *testing.T, port uint16, name string, args ...string) {
 	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		path = "/usr/sbin/" + name
-	}
-	if _, err := os.Stat(path); err != nil {
-		t.Skipf("NOT RUN: no %s: %v", name, err)
-	}
-	cmd := exec.Command(path, args...)
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-ended
-	})
+	var said output
+	ended := start(t, &said, name, args...)
 	// Nothing tells of another program's listen(2) but a connection.
 	at := fmt.Sprintf("127.0.0.1:%d", port)
 	for tick := time.NewTicker(10 * time.Millisecond); ; <-tick.C {
@@ -104,49 +87,119 @@ func serve(t *testing.T, port uint16, name string, args ...string) {
 			return
 		}
 		select {
-		case err := <-ended:
-			ended <- err
-			t.Fatalf("%s ended: %v\n%s", name, err, &said)
+		case <-ended:
+			t.Fatalf("%s ended\n%s", name, said.String())
 		case <-t.Context().Done():
-			t.Fatalf("%s does not listen\n%s", name, &said)
+			t.Fatalf("%s does not listen\n%s", name, said.String())
 		default:
 		}
 	}
 }
 
+// serveSaying is serve for a server that tells when it listens, and whose first
+// connection is not to be a trial.
+func serveSaying(t *testing.T, ready, name string, args ...string) {
+	t.Helper()
+	said := output{ready: ready, seen: make(chan struct{})}
+	select {
+	case <-said.seen:
+	case <-start(t, &said, name, args...):
+		t.Fatalf("%s ended\n%s", name, said.String())
+	case <-t.Context().Done():
+		t.Fatalf("%s does not say %q\n%s", name, ready, said.String())
+	}
+}
+
+// start runs a program until the test's end; the channel is closed when it has ended.
+func start(t *testing.T, said *output, name string, args ...string) (ended <-chan struct{}) {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		path = "/usr/sbin/" + name
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Skipf("NOT RUN: no %s: %v", name, err)
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Stdout, cmd.Stderr = said, said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	over := make(chan struct{})
+	go func() {
+		defer close(over)
+		_ = cmd.Wait()
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		<-over
+	})
+	return over
+}
+
+// output keeps what a program says, and closes seen when ready is part of it.
+type output struct {
+	ready string
+	seen  chan struct{}
+
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	before := strings.Contains(o.text.String(), o.ready)
+	o.text.Write(p)
+	if o.seen != nil && !before && strings.Contains(o.text.String(), o.ready) {
+		close(o.seen)
+	}
+	return len(p), nil
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
 // TestIperf3: iperf3's client and server, both ways, with its own control
 // connection beside the streams.
 func TestIperf3(t *testing.T) {
-	port := freePort(t)
-	serve(t, port, "iperf3", "-s", "-B", "127.0.0.1", "-p", fmt.Sprint(port))
-	host, service, m := relayed(t, port)
 	// Nothing here measures: so many bytes, however long they take. The client ends
 	// when it has sent them, and the server counts not what then is still between the
-	// two, which for four streams can be nearly all: they have a second instead.
-	for _, row := range []struct {
+	// two, each with buffers of megabytes; for four streams that can be nearly all, so
+	// they have a second instead.
+	for name, row := range map[string]struct {
 		want float64
 		args []string
 	}{
-		{8 << 20, []string{"-n", "16M"}},
-		{8 << 20, []string{"-n", "16M", "-R"}},
-		{64 << 10, []string{"-t", "1", "-P", "4"}},
+		"up":           {1 << 20, []string{"-n", "16M"}},
+		"down":         {1 << 20, []string{"-n", "16M", "-R"}},
+		"four streams": {64 << 10, []string{"-t", "1", "-P", "4"}},
 	} {
-		out := run(t, "", "iperf3", append([]string{"-c", host, "-p", service, "-J", "-w", "128K"}, row.args...)...)
-		var report struct {
-			Error string
-			End   struct {
-				Received struct{ Bytes float64 } `json:"sum_received"`
+		t.Run(name, func(t *testing.T) {
+			// A server each: it is busy for a while after its client has ended.
+			port := freePort(t)
+			serveSaying(t, "Server listening", "iperf3", "-s", "-1", "--forceflush", "-B", "127.0.0.1", "-p", fmt.Sprint(port))
+			host, service, m := relayed(t, port)
+			out := run(t, "", "iperf3", append([]string{"-c", host, "-p", service, "-J", "-w", "128K"}, row.args...)...)
+			var report struct {
+				Error string
+				End   struct {
+					Received struct{ Bytes float64 } `json:"sum_received"`
+				}
 			}
-		}
-		if err := json.Unmarshal([]byte(out), &report); err != nil || report.Error != "" {
-			t.Fatalf("iperf3 %v: %v %s\n%s", row.args, err, report.Error, out)
-		}
-		if got := report.End.Received.Bytes; got < row.want {
-			t.Errorf("iperf3 %v: %.0f bytes came, fewer than %.0f", row.args, got, row.want)
-		}
-	}
-	if n := m.network.Stats().GuestBad; n != 0 {
-		t.Errorf("the network found %d of the guest's frames bad", n)
+			if err := json.Unmarshal([]byte(out), &report); err != nil || report.Error != "" {
+				t.Fatalf("iperf3 %v: %v %s\n%s", row.args, err, report.Error, out)
+			}
+			if got := report.End.Received.Bytes; got < row.want {
+				t.Errorf("iperf3 %v: %.0f bytes came, fewer than %.0f", row.args, got, row.want)
+			}
+			if n := m.network.Stats().GuestBad; n != 0 {
+				t.Errorf("the network found %d of the guest's frames bad", n)
+			}
+		})
 	}
 }
 
