@@ -111,7 +111,7 @@ var rules = []rule{
 	{"cmd/smolvmm", []string{"cmd/smolvmm/internal/cli"}, nil, "smolvmm is what both programs do, and nothing else"},
 	{"cmd/...", []string{"vmm", "vmm/agent", "vmm/client", "vmm/demo", "cmd/smolvmm/internal/...", "github.com/spf13/pflag", "golang.org/x/term", sys}, []string{"bench/testimg", "bench/lab/...", "builder/spec", "builder/store", "vmm/agent/agentd"}, "a command drives machines by vmm's public API only"},
 
-	{"bench/linux/...", []string{"bench/netbsd", "vmm/agent/agentd", "github.com/u-root/u-root/pkg/cpio", sys}, []string{"bench/internal/agenttest", "vmm", "netstack"}, "a guest is made of the lab's kernel and judged from both sides"},
+	{"bench/linux/...", []string{"bench/linux/...", "bench/netbsd", "vmm/agent/agentd", "github.com/u-root/u-root/pkg/cpio", sys}, []string{"bench/internal/agenttest", "vmm", "netstack"}, "a guest is made of the lab's kernel and judged from both sides"},
 	{"bench/lab/...", []string{"bench/lab/...", "github.com/u-root/u-root/pkg/cpio", "github.com/pierrec/lz4/v4", sys}, nil, "the lab runs any program, so it knows nothing of ours"},
 	{"bench/build/...", []string{"builder/tree", "builder/archive", "builder/image", "bench/internal/stats", "bench/suite/build", "bench/testimg", sys}, []string{"bench/netbsd", "builder/archive/archivetest", "builder/image/ffs", "builder/image/ffs/ffstest", "builder/toolbox"}, "images are measured and judged from outside"},
 	{"bench/...", []string{"vmm", "vmm/client", "vmm/agent", "vmm/demo", "bench/...", "cmd/smolvmm/internal/kernels", sys}, []string{"pvh"}, "measurements look at the machine from outside"},

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/smolvmm/smolvmm/bench/linux/streams"
 	"github.com/smolvmm/smolvmm/bench/netbsd"
 	"github.com/smolvmm/smolvmm/netstack"
 	"github.com/smolvmm/smolvmm/vmm"
@@ -290,11 +291,11 @@ func callGuest(ctx context.Context, t *testing.T, m *vmm.Machine, network *netst
 		return c.(conn), nil
 	})
 	timed("vsock to the guest", func() (conn, error) { return m.DialVsock(ctx, echoPort) })
-	timed("vsock to the guest by its socket", func() (conn, error) { return connect(sock, echoPort) })
+	timed("vsock to the guest by its socket", func() (conn, error) { return streams.Connect(sock, streams.EchoPort, 0) })
 	var all sync.WaitGroup
 	for range 50 {
 		all.Go(func() {
-			c, err := connect(sock, echoPort)
+			c, err := streams.Connect(sock, streams.EchoPort, 0)
 			if err == nil {
 				err = exchange(c, 10_000)
 				c.Close()
@@ -321,28 +322,6 @@ func callGuest(ctx context.Context, t *testing.T, m *vmm.Machine, network *netst
 type conn interface {
 	io.ReadWriteCloser
 	CloseWrite() error
-}
-
-// connect is a client of the socket's convention.
-func connect(sock string, port int) (conn, error) {
-	c, err := net.Dial("unix", sock)
-	if err != nil {
-		return nil, err
-	}
-	fmt.Fprintf(c, "CONNECT %d\n", port)
-	line, one := "", make([]byte, 1)
-	for !strings.HasSuffix(line, "\n") {
-		if _, err := c.Read(one); err != nil {
-			c.Close()
-			return nil, fmt.Errorf("after %q: %w", line, err)
-		}
-		line += string(one)
-	}
-	if !strings.HasPrefix(line, "OK ") {
-		c.Close()
-		return nil, fmt.Errorf("answer %q", line)
-	}
-	return c.(conn), nil
 }
 
 // exchange sends bytes and wants them back, to the end of both directions.

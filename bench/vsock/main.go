@@ -1,14 +1,19 @@
-// Command vsock measures virtio-vsock between a mock guest and the host: streams each
-// way and a round trip of a byte, over a Unix socket and in the process. The
+// Command vsock measures virtio-vsock: streams each way and a round trip of a byte.
+//
+// Between a mock guest and the host, over a Unix socket and in the process, the
 // measurements are the benchmarks of devices/vsock/muxer; this program repeats them
-// and tells medians and spread. It needs the go command and no KVM.
+// and tells medians and spread. It needs the go command and no KVM. With -lab it
+// boots Debian's kernel in the lab under smolvmm, and under Firecracker where that is
+// on PATH, and measures the streams of a program in the guest.
 //
 //	go run ./bench/vsock
+//	go run ./bench/vsock -lab
 package main
 
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -16,11 +21,14 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/smolvmm/smolvmm/bench/internal/stats"
+	"github.com/smolvmm/smolvmm/bench/netbsd"
 )
 
 const pkg = "github.com/smolvmm/smolvmm/devices/vsock/muxer"
@@ -108,19 +116,65 @@ func table(w io.Writer, rs []result) {
 	}
 }
 
-func run(args []string, out, diag io.Writer) error {
+// options are the flags.
+type options struct {
+	n, warm, mb, trips int
+	each, json, files  string
+	linux, lab         bool
+}
+
+const usageText = `Measure virtio-vsock: streams each way, and a byte there and back.
+
+  go run ./bench/vsock [flags]           between a mock guest and the host, in one process
+  go run ./bench/vsock -lab [flags]      of a Linux guest in the lab, beside Firecracker's where it is on PATH
+  go run ./bench/vsock -linux [flags]    of a Linux guest on this machine's KVM, the same
+
+`
+
+// errUsage is behind a wrong flag.
+var errUsage = errors.New("wrong flags")
+
+func (o *options) parse(args []string, diag io.Writer) error {
 	f := flag.NewFlagSet("vsock", flag.ContinueOnError)
-	f.SetOutput(diag)
-	n := f.Int("n", 10, "`runs` of each")
-	each := f.String("time", "1s", "how `long` each takes")
-	file := f.String("json", "", "write every sample to this `file`")
+	f.SetOutput(io.Discard)
+	f.BoolVar(&o.lab, "lab", false, "measure a Linux guest in the lab, with the lab's kernel")
+	f.BoolVar(&o.linux, "linux", false, "measure a Linux guest on this machine, with the lab's kernel")
+	f.IntVar(&o.n, "n", 10, "`runs` of each")
+	f.StringVar(&o.each, "time", "1s", "how `long` each run takes, of the mock guest's")
+	f.IntVar(&o.warm, "warm", 1, "`runs` before those that count, of a Linux guest")
+	f.IntVar(&o.mb, "mb", 20, "`MB` of a stream, of a Linux guest's")
+	f.IntVar(&o.trips, "trips", 200, "`bytes` there and back in each run, of a Linux guest's")
+	f.StringVar(&o.files, "files", "", "`folder` with smolvmm, vmlinux and initrd, made before; the lab's runs use it")
+	f.StringVar(&o.json, "json", "", "write every sample to this `file`")
 	if err := f.Parse(args); err != nil {
-		return err
+		if errors.Is(err, flag.ErrHelp) {
+			fmt.Fprint(diag, usageText)
+			f.SetOutput(diag)
+			f.PrintDefaults()
+			return err
+		}
+		return fmt.Errorf("%w: %w", errUsage, err)
 	}
-	if *n < 1 || *n > 1000 || f.NArg() > 0 {
-		return fmt.Errorf("-n from 1 to 1000, and nothing else: %q", args)
+	if f.NArg() > 0 {
+		return fmt.Errorf("%w: %q is not a flag", errUsage, f.Arg(0))
 	}
-	cmd := exec.Command("go", "test", "-run", "^$", "-bench", ".", "-benchtime", *each, "-count", strconv.Itoa(*n), "-timeout", "0", pkg)
+	for _, x := range []struct {
+		name           string
+		v, least, most int
+	}{{"-n", o.n, 1, 1000}, {"-warm", o.warm, 0, 1000}, {"-mb", o.mb, 1, 100_000}, {"-trips", o.trips, 1, 1_000_000}} {
+		if x.v < x.least || x.v > x.most {
+			return fmt.Errorf("%w: %s %d: must be between %d and %d", errUsage, x.name, x.v, x.least, x.most)
+		}
+	}
+	if o.lab && o.linux {
+		return fmt.Errorf("%w: -lab and -linux are two places for the same: give one", errUsage)
+	}
+	return nil
+}
+
+// mocked measures a mock guest, by the muxer's benchmarks.
+func mocked(ctx context.Context, o *options, out, diag io.Writer) error {
+	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", ".", "-benchtime", o.each, "-count", strconv.Itoa(o.n), "-timeout", "0", pkg)
 	cmd.Stderr = diag
 	b, err := cmd.Output()
 	if err != nil {
@@ -131,19 +185,44 @@ func run(args []string, out, diag io.Writer) error {
 		return err
 	}
 	table(out, rs)
-	if *file == "" {
+	if o.json == "" {
 		return nil
 	}
 	js, err := json.MarshalIndent(rs, "", "  ")
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(*file, append(js, '\n'), 0o644)
+	return os.WriteFile(o.json, append(js, '\n'), 0o644)
+}
+
+func run(ctx context.Context, args []string, out, diag io.Writer) error {
+	var o options
+	if err := o.parse(args, diag); err != nil {
+		return err
+	}
+	switch {
+	case o.lab:
+		return inLab(ctx, &o, out, diag)
+	case o.linux:
+		if err := netbsd.KVM(); err != nil {
+			return fmt.Errorf("%w: -lab has one that does", err)
+		}
+		return guests(ctx, &o, out, diag)
+	default:
+		return mocked(ctx, &o, out, diag)
+	}
 }
 
 func main() {
-	if err := run(os.Args[1:], os.Stdout, os.Stderr); err != nil {
-		fmt.Fprintln(os.Stderr, "vsock:", err)
-		os.Exit(1)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return
 	}
+	fmt.Fprintln(os.Stderr, "vsock:", err)
+	if errors.Is(err, errUsage) {
+		os.Exit(2)
+	}
+	os.Exit(1)
 }

@@ -1,8 +1,9 @@
 //go:build linux
 
 // Command guest is the init of a Linux guest: it loads the stock virtio drivers
-// and uses the devices that they find, or with guest=agent on the command line has
-// smolinit serve the agent. What it says goes to the console, a line
+// and uses the devices that they find. With guest=agent on the command line it has
+// smolinit serve the agent, with guest=streams it serves what bench/vsock measures.
+// What it says goes to the console, a line
 // "guest: ok …" for each thing that worked; the first that does not ends it.
 package main
 
@@ -22,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/smolvmm/smolvmm/bench/linux/streams"
 	"github.com/smolvmm/smolvmm/vmm/agent/agentd"
 )
 
@@ -57,10 +59,15 @@ func run() error {
 	if err := loadModules(); err != nil {
 		return err
 	}
-	if cmdline, err := os.ReadFile("/proc/cmdline"); err != nil {
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
 		return err
-	} else if slices.Contains(strings.Fields(string(cmdline)), "guest=agent") {
+	}
+	switch words := strings.Fields(string(cmdline)); {
+	case slices.Contains(words, "guest=agent"):
 		return serveAgent()
+	case slices.Contains(words, "guest=streams"):
+		return serveStreams()
 	}
 	if err := listDevices(); err != nil {
 		return err
@@ -407,20 +414,9 @@ func vsock() error {
 	if _, err := dial(9999); !errors.Is(err, unix.ECONNRESET) {
 		return fmt.Errorf("a port that nobody has: %v", err)
 	}
-	l, err := agentd.ListenVsock(echoPort)
-	if err != nil {
+	if err := serveVsock(streams.EchoPort, func(c net.Conn) { echo(c, c.(interface{ CloseWrite() error }).CloseWrite) }); err != nil {
 		return err
 	}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				fmt.Println("guest: FAILED: accept:", err)
-				return
-			}
-			go echo(c, c.(interface{ CloseWrite() error }).CloseWrite)
-		}
-	}()
 	end, err := agentd.ListenVsock(donePort)
 	if err != nil {
 		return err
