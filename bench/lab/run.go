@@ -183,11 +183,12 @@ func (r *running) wait(sigs <-chan os.Signal, dead <-chan struct{}) (int, error)
 	}
 }
 
-// beatTime is how often the lab is interrupted, at a two-hundredth of its processor at
-// most. QEMU 10.0's VMRUN and #VMEXIT change a CPU's pending interrupts without the lock
-// under which its timers set them, so now and then one is forgotten; the next one makes
-// up for it, which in a lab that waits for nothing but that timer never came.
-const beatTime = 50 * time.Millisecond
+// beatTime is how often the lab is interrupted. QEMU 10.0's VMRUN and #VMEXIT change a
+// CPU's pending interrupts without the lock under which its timers set them, so now and
+// then one is forgotten; the next one makes up for it, which in a lab that waits for
+// nothing but that timer never came. No more often than that, as each interrupt from
+// outside is a chance for the other fault that defaultCPUs tells of.
+const beatTime = time.Second
 
 // beatRoom is what beats may take of the socket's room, in bytes as the kernel counts them.
 const beatRoom = 64 << 10
