@@ -62,16 +62,11 @@ const (
 	labDisk    = "/dev/vda"
 )
 
-const maxLabCPUs = 4
-
 // labFlags gives a lab of n boots what they need. Its limit is beyond all of
 // theirs, so that a boot that hangs is told by this program itself.
 func (o *options) labFlags(n int, out string) []string {
 	limit := time.Duration(n)*(o.timeout+20*time.Second) + time.Minute
-	// NetBSD's processors wait for each other in loops, which takes long where
-	// they share the lab's: there is one for each, up to maxLabCPUs.
-	cpus := min(max(slices.Max(o.cpus), 2), maxLabCPUs)
-	args := []string{"-timeout", limit.String(), "-cpus", strconv.Itoa(cpus), "-out", labResult + ":" + out}
+	args := []string{"-timeout", limit.String(), "-out", labResult + ":" + out}
 	if o.guest == guestNetBSD {
 		args = append(args, "-file", o.kernel+":"+labKernel, "-drive", o.disk)
 	}
