@@ -94,16 +94,13 @@ func (v *VCPU) Run() Stop {
 		v.wake.Broadcast()
 		v.mu.Unlock()
 	}()
-	for enter := v.K.Run; ; {
-		switch errno := enter(); errno {
+	for freed := false; ; {
+		switch errno := v.K.Run(freed); errno {
 		case 0:
 			// Behind a device's register (an interrupt's acknowledgement) the guest
 			// asks for more without an exit, and the device's goroutine has to find a
 			// processor; between accesses to ports (the console) it is back at once.
-			enter = v.K.Run
-			if v.K.Reason() == kvm.ExitMMIO {
-				enter = v.K.RunFreed
-			}
+			freed = v.K.Reason() == kvm.ExitMMIO
 			if s, done := v.serve(); done {
 				return s
 			}

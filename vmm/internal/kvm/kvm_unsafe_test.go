@@ -142,20 +142,20 @@ func TestPortOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.SetImmediateExit(true)
-	for _, run := range []func() unix.Errno{c.Run, c.RunFreed} {
-		if e := run(); e != unix.EINTR {
+	for _, freed := range []bool{false, true} {
+		if e := c.Run(freed); e != unix.EINTR {
 			t.Fatalf("KVM_RUN with immediate_exit: %v, want EINTR", e)
 		}
 	}
 	c.SetImmediateExit(false)
-	if e := c.RunFreed(); e != 0 || c.Reason() != ExitIO {
+	if e := c.Run(true); e != 0 || c.Reason() != ExitIO {
 		t.Fatalf("KVM_RUN: %v, exit %v; want an I/O exit", e, c.Reason())
 	}
 	io, err := c.IO()
 	if err != nil || !io.Out || io.Port != 0x10 || io.Size != 1 || io.Count != 1 || io.Data[0] != 0x42 {
 		t.Fatalf("exit %+v, %v", io, err)
 	}
-	if e := c.Run(); e != 0 || c.Reason() != ExitHLT {
+	if e := c.Run(false); e != 0 || c.Reason() != ExitHLT {
 		t.Fatalf("KVM_RUN: %v, exit %v; want HLT", e, c.Reason())
 	}
 }

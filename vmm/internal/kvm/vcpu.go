@@ -21,12 +21,16 @@ func (c *VCPU) Close() error { return errors.Join(unix.Munmap(c.mapping), unix.C
 
 // Run enters the guest until an exit. EINTR means that a signal or
 // immediate_exit ended it; EAGAIN that the vCPU waits for its INIT-SIPI.
-func (c *VCPU) Run() unix.Errno { return runIoctl(c.fd) }
-
-// RunFreed is Run, and gives the Go scheduler's processor (P) of this thread to who needs
-// it at once. Run keeps it until the scheduler's monitor finds that the call takes long,
-// 20 µs to 10 ms later, and is the cheaper one for a guest that is back before that.
-func (c *VCPU) RunFreed() unix.Errno { return runFreed(c.fd) }
+//
+// freed gives the Go scheduler's processor (P) of this thread to who needs it at once.
+// Without, it is kept until the scheduler's monitor finds that the call takes long, 20 µs
+// to 10 ms later, which is the cheaper way for a guest that is back before that.
+func (c *VCPU) Run(freed bool) unix.Errno {
+	if freed {
+		return runFreed(c.fd)
+	}
+	return runIoctl(c.fd)
+}
 
 // Reason is the last exit's.
 func (c *VCPU) Reason() ExitReason { return ExitReason(c.area.exitReason) }
