@@ -299,11 +299,11 @@ func (s *Server) relay(conn net.Conn, ahead io.Reader, guest net.Conn) {
 }
 
 // half copies one way and passes its end on; refused says that the error is the
-// receiver's. The struct hides a method by which io.Copy would splice, which the
-// jail refuses.
+// receiver's. The structs hide methods by which io.Copy would splice, which the jail
+// refuses.
 func half(to net.Conn, from io.Reader) (refused bool, err error) {
-	w := &receiver{Conn: to}
-	if _, err = io.Copy(struct{ io.Writer }{w}, struct{ io.Reader }{from}); err == nil {
+	w := &receiver{to: to}
+	if _, err = io.Copy(w, struct{ io.Reader }{from}); err == nil {
 		if h, ok := to.(interface{ CloseWrite() error }); ok {
 			w.err = h.CloseWrite()
 		} else {
@@ -316,12 +316,12 @@ func half(to net.Conn, from io.Reader) (refused bool, err error) {
 
 // receiver remembers that a connection took no more.
 type receiver struct {
-	net.Conn
+	to  io.Writer
 	err error
 }
 
 func (r *receiver) Write(b []byte) (int, error) {
-	n, err := r.Conn.Write(b)
+	n, err := r.to.Write(b)
 	r.err = err
 	return n, err
 }
