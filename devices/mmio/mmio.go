@@ -15,8 +15,9 @@
 // Register writes, Quiesce, Resume, State, Restore and Close hold one mutex, and
 // call the device under it; a vCPU that resets a device thus waits until the
 // device has stopped. What a device calls (DriverEnd) and what an interrupt
-// handler touches (InterruptStatus, InterruptACK, reading Status) are atomics
-// alone, so that a device can interrupt while it is being stopped.
+// handler touches (InterruptStatus, InterruptACK, reading Status) does without it,
+// so that a device can interrupt while it is being stopped: atomics, and a mutex of
+// the pin's that is held for one Set.
 //
 // # Interrupts
 //
