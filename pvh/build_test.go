@@ -188,7 +188,7 @@ func netbsd(bits int) elfSpec {
 
 func ram(t testing.TB, size uint64) *guestmem.Memory {
 	t.Helper()
-	m, err := guestmem.New(size, guestmem.Options{})
+	m, err := guestmem.New(size, guestmem.Transparent)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,23 +14,25 @@ const (
 // fill puts n bytes of f from offset off into guest RAM at gpa.
 //
 // Reading into the mapping costs a page fault for each page, which is most of
-// the time that loading a kernel takes; writing to the file behind it does
-// not, and leaves pages unmapped that the guest never looks at: 10 MiB take
-// half the time (BenchmarkLoad against BenchmarkPread). Huge pages cannot be
-// written that way, and little pieces gain nothing: they are read in place.
+// the time that loading a kernel takes, so the pages are asked for at once
+// before. Where RAM is a file, writing to that takes as long, and leaves pages
+// unmapped that the guest never looks at; huge pages cannot be written that way.
+// Little pieces gain nothing: they are read in place.
 func fill(mem *guestmem.Memory, f File, off, gpa, n uint64) error {
 	b, err := mem.Slice(gpa, n)
 	if err != nil {
 		return err
 	}
-	if n >= fillMin {
-		if pos, ok := fileOffset(mem, gpa); ok {
-			done, err := fillFile(mem, f, off, pos, n)
-			if err != nil {
-				return err
-			}
-			b, off = b[done:], off+done
+	switch pos, inFile := fileOffset(mem, gpa); {
+	case n < fillMin:
+	case !inFile:
+		mem.Populate(gpa, n)
+	default:
+		done, err := fillFile(mem, f, off, pos, n)
+		if err != nil {
+			return err
 		}
+		b, off = b[done:], off+done
 	}
 	return readFull(f.R, b, int64(off))
 }
@@ -53,7 +55,11 @@ func fillFile(mem *guestmem.Memory, f File, off, pos, n uint64) (done uint64, er
 	return done, nil
 }
 
+// fileOffset is where gpa is in the file behind RAM, if there is one.
 func fileOffset(mem *guestmem.Memory, gpa uint64) (uint64, bool) {
+	if mem.File() == nil {
+		return 0, false
+	}
 	for _, r := range mem.Ranges() {
 		if gpa >= r.GPA && gpa < r.End() {
 			return r.Offset + gpa - r.GPA, true

@@ -32,7 +32,7 @@ func FuzzLoad(f *testing.F) {
 		f.Add(img.build(), "-z", uint32(1<<16), []byte("x"))
 		f.Add(pack(img.build()), "-z", uint32(1<<16), []byte("x"))
 	}
-	mem, err := guestmem.New(fuzzRAM, guestmem.Options{})
+	mem, err := guestmem.New(fuzzRAM, guestmem.Transparent)
 	if err != nil {
 		f.Fatal(err)
 	}

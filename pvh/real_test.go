@@ -79,7 +79,7 @@ func benchFresh(b *testing.B, load func(*guestmem.Memory)) {
 	b.ReportAllocs()
 	for b.Loop() {
 		b.StopTimer()
-		mem, err := guestmem.New(128<<20, guestmem.Options{})
+		mem, err := guestmem.New(128<<20, guestmem.Transparent)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -28,6 +28,17 @@ const (
 	MemoryUnit = guestmem.PageSize
 )
 
+// Pages is what a guest's RAM is made of.
+type Pages = guestmem.Pages
+
+// The kinds of pages. Only RAM of the latter two is a file that State.RAM gives.
+const (
+	PagesTransparent = guestmem.Transparent // the host's transparent huge pages, where it has them
+	PagesSmall       = guestmem.Small       // 4 KiB
+	PagesReserved    = guestmem.Reserved    // 2 MiB of hugetlbfs, reserved on the host
+	PagesShared      = guestmem.Shared      // a memfd, for a second mapping of RAM
+)
+
 // File is an input that is either opened by its path or handed over open.
 type File struct {
 	// Name is what errors call it; the path if empty.
@@ -95,8 +106,8 @@ type Config struct {
 	// COM1, for a kernel that knows devices from there, as distributions' Linux does;
 	// the command line then names no device. NetBSD's MICROVM kernel has no ACPI.
 	ACPI bool
-	// HugePages backs RAM with the host's reserved 2 MiB pages.
-	HugePages bool
+	// Pages is what RAM is made of; the zero value is PagesTransparent.
+	Pages Pages
 	// CPUs is the number of vCPUs, 1 to MaxCPUs; 0 is one.
 	CPUs int
 	// CPU is the CPU template: "host", "baseline", either with ",-feature"s behind.

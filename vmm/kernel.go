@@ -15,7 +15,7 @@ import (
 // makeRAM makes the guest's memory, or takes it over from a state.
 func (m *Machine) makeRAM(from *State) (err error) {
 	if from == nil {
-		if m.mem, err = guestmem.New(m.cfg.Memory, guestmem.Options{HugePages: m.cfg.HugePages}); err != nil {
+		if m.mem, err = guestmem.New(m.cfg.Memory, m.cfg.Pages); err != nil {
 			return &ConfigError{err}
 		}
 		m.timeline.add("memory ready", time.Now())
@@ -24,10 +24,8 @@ func (m *Machine) makeRAM(from *State) (err error) {
 	if from.Memory != m.cfg.Memory {
 		return &ConfigError{fmt.Errorf("restore: the state has %d bytes of memory, the configuration %d", from.Memory, m.cfg.Memory)}
 	}
-	if m.mem, err = guestmem.FromFile(from.RAM, from.Memory); err == nil {
-		from.RAM = nil // the machine's now
-	}
-	return err
+	m.mem, from.mem = from.mem, nil // the machine's now
+	return nil
 }
 
 // loadKernel puts the kernel and what it is told into memory.

@@ -2,9 +2,11 @@ package vmm_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -39,7 +41,7 @@ func while(t *testing.T, cfg vmm.Config, out *console, ready string, look func(*
 // to the end of each range of RAM, which must show in the file behind it there.
 func TestSixtyFourGiB(t *testing.T) {
 	cfg, out := demoConfig(t, "check")
-	cfg.Memory = 64 << 30
+	cfg.Memory, cfg.Pages = 64<<30, vmm.PagesShared
 	cfg.CPUs = 2
 	cfg.Disks = []vmm.Disk{{Path: scratch(t, 16<<20)}}
 	before := ownMemory(t)
@@ -79,17 +81,102 @@ func TestSixtyFourGiB(t *testing.T) {
 		{guestmem.HoleStart - 64<<20, guestmem.HoleStart - page}, // the last page below the hole
 		{guestmem.HoleStart, int64(cfg.Memory) - page},           // the last page of all
 	} {
-		if at, err := s.RAM.Seek(c.from, unix.SEEK_DATA); err != nil || at != c.want {
+		if at, err := s.RAM().Seek(c.from, unix.SEEK_DATA); err != nil || at != c.want {
 			t.Errorf("behind offset %#x the guest touched %#x first (%v), want %#x", c.from, at, err, c.want)
 		}
 	}
 	var st unix.Stat_t
-	if err := unix.Fstat(int(s.RAM.Fd()), &st); err != nil || st.Blocks*512 > 8<<20 {
+	if err := unix.Fstat(int(s.RAM().Fd()), &st); err != nil || st.Blocks*512 > 8<<20 {
 		t.Errorf("%d KiB of RAM are in use (%v)", st.Blocks/2, err)
 	}
 	if now := ownMemory(t); now > before+32<<20 {
 		t.Errorf("the monitor grew from %d to %d KiB", before>>10, now>>10)
 	}
+}
+
+// TestMemoryIsLazy: 4 GiB of any kind cost what the guest touches, and come in
+// transparent huge pages where the host has them and they are wanted.
+func TestMemoryIsLazy(t *testing.T) {
+	enabled, err := os.ReadFile("/sys/kernel/mm/transparent_hugepage/enabled")
+	if err != nil {
+		t.Logf("no transparent huge pages: %v", err)
+	}
+	has := strings.Contains(string(enabled), "[always]") || strings.Contains(string(enabled), "[madvise]")
+	for name, pages := range map[string]vmm.Pages{"transparent": vmm.PagesTransparent, "small": vmm.PagesSmall, "shared": vmm.PagesShared} {
+		for _, touch := range []uint64{0, 64} {
+			mode, ready := "wait", `demo: `
+			if touch > 0 {
+				mode, ready = fmt.Sprintf("touch=%d,wait", touch), `demo: ok touch`
+			}
+			cfg, out := demoConfig(t, mode)
+			cfg.Memory, cfg.Pages = 4<<30, pages
+			while(t, cfg, out, ready, func(*vmm.Machine) {
+				ram := guestRAM(t)
+				t.Logf("4 GiB of %s pages, %d MiB touched: %d KiB resident, %d KiB of them huge", name, touch, ram.rss>>10, ram.transparent>>10)
+				if ram.rss < touch<<20 || ram.rss > touch<<20+8<<20 {
+					t.Errorf("%s: %d MiB touched, %d KiB resident", name, touch, ram.rss>>10)
+				}
+				switch {
+				case pages == vmm.PagesTransparent && has && ram.transparent < touch<<19:
+					t.Errorf("%d KiB are in huge pages, of %d MiB touched: %s", ram.transparent>>10, touch, enabled)
+				case pages == vmm.PagesSmall && ram.transparent != 0:
+					t.Errorf("%d KiB are in huge pages, which nobody wants", ram.transparent>>10)
+				}
+			})
+		}
+	}
+}
+
+// ramUse is what smaps tells of the mappings of guest RAM, in bytes.
+type ramUse struct {
+	mappings                  int
+	rss, transparent, hugetlb uint64
+	page                      uint64 // KernelPageSize of the last one
+}
+
+// guestRAM sums the guest RAM that this process has mapped: a memfd, or anonymous
+// memory that is left out of core dumps ("dd"), as nothing else here is but the
+// runtime's random state ("wf").
+func guestRAM(t testing.TB) (sum ramUse) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var one ramUse
+	named, anonymous := false, false
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		var n uint64
+		if len(f) == 3 && f[2] == "kB" {
+			kib, err := strconv.ParseUint(f[1], 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n = kib << 10
+		}
+		switch f[0] {
+		case "Rss:":
+			one.rss = n
+		case "AnonHugePages:":
+			one.transparent = n
+		case "KernelPageSize:":
+			one.page = n
+		case "Shared_Hugetlb:", "Private_Hugetlb:":
+			one.hugetlb += n
+		case "VmFlags:":
+			if named || anonymous && slices.Contains(f, "dd") && !slices.Contains(f, "wf") {
+				sum.mappings++
+				sum.rss, sum.transparent, sum.hugetlb, sum.page = sum.rss+one.rss, sum.transparent+one.transparent, sum.hugetlb+one.hugetlb, one.page
+			}
+			one = ramUse{}
+		default:
+			if !strings.HasSuffix(f[0], ":") {
+				named, anonymous = strings.Contains(line, "smolvmm-ram"), len(f) == 5
+			}
+		}
+	}
+	return sum
 }
 
 // TestHugePages: RAM comes in 2 MiB pages where that is asked for, as smaps
@@ -120,12 +207,12 @@ func TestHugePages(t *testing.T) {
 		t.Skipf("NOT RUN: the host's memory is too scattered for %d huge pages: %d are free", pages, got)
 	}
 	cfg, out := demoConfig(t, "touch=8,wait")
-	cfg.Memory, cfg.HugePages = 64<<20, true
+	cfg.Memory, cfg.Pages = 64<<20, vmm.PagesReserved
 	while(t, cfg, out, "ok touch", func(*vmm.Machine) {
-		size, huge := ramPages(t)
-		t.Logf("RAM in pages of %d KiB, %d KiB of them in use", size>>10, huge>>10)
-		if size != 2<<20 || huge < 8<<20 || huge > 16<<20 {
-			t.Errorf("pages of %d bytes, %d bytes in use: want 2 MiB, and a little over 8 MiB", size, huge)
+		ram := guestRAM(t)
+		t.Logf("RAM in pages of %d KiB, %d KiB of them in use", ram.page>>10, ram.hugetlb>>10)
+		if ram.page != 2<<20 || ram.hugetlb < 8<<20 || ram.hugetlb > 16<<20 {
+			t.Errorf("pages of %d bytes, %d bytes in use: want 2 MiB, and a little over 8 MiB", ram.page, ram.hugetlb)
 		}
 	})
 	// All are free again: nothing of the machine is left.
@@ -141,7 +228,7 @@ func TestHugePages(t *testing.T) {
 		}
 	}
 	cfg, out = demoConfig(t, "check")
-	cfg.Memory, cfg.HugePages = 64<<20, true
+	cfg.Memory, cfg.Pages = 64<<20, vmm.PagesReserved
 	m, err := vmm.New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -150,35 +237,4 @@ func TestHugePages(t *testing.T) {
 	if exit, err := m.Run(context.Background()); err != nil || exit.End != vmm.EndExit || exit.Status != 0 {
 		t.Errorf("%v, %v\n%s", exit, err, out)
 	}
-}
-
-// ramPages gives the page size of the guest RAM mapping and the bytes in use as
-// huge pages, from smaps.
-func ramPages(t *testing.T) (size, huge uint64) {
-	t.Helper()
-	b, err := os.ReadFile("/proc/self/smaps")
-	if err != nil {
-		t.Fatal(err)
-	}
-	in := false
-	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line)
-		if len(f) >= 6 {
-			in = strings.Contains(line, "smolvmm-ram")
-		}
-		if !in || len(f) != 3 {
-			continue
-		}
-		kib, err := strconv.ParseUint(f[1], 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		switch f[0] {
-		case "KernelPageSize:":
-			size = kib << 10
-		case "Shared_Hugetlb:", "Private_Hugetlb:":
-			huge += kib << 10
-		}
-	}
-	return size, huge
 }

@@ -119,7 +119,7 @@ func TestMissingHugePages(t *testing.T) {
 		t.Skip("NOT RUN: the host has huge pages to give, or does not say")
 	}
 	cfg, _ := demoConfig(t, "hello")
-	cfg.HugePages = true
+	cfg.Pages = vmm.PagesReserved
 	if m, err := vmm.New(cfg); err == nil {
 		m.Close()
 		t.Error("a machine without its memory was made")

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/smolvmm/smolvmm/vmm/guestmem"
 	"github.com/smolvmm/smolvmm/vmm/internal/cpu"
 	"github.com/smolvmm/smolvmm/vmm/internal/kvm"
 )
@@ -16,9 +17,8 @@ import (
 // State is a paused machine: what a new one needs to go on where it stopped,
 // besides the same Config.
 type State struct {
-	// RAM is the guest's memory: the very file the machine ran on, not a copy.
-	RAM      *os.File
-	Memory   uint64
+	mem      *guestmem.Memory // the very memory the machine ran on, not a copy
+	Memory   uint64           // bytes
 	CPUs     []cpu.State
 	IRQChips [irqChipCount]kvm.IRQChip
 	PIT      kvm.PITState
@@ -40,12 +40,25 @@ func (s *State) Close() error {
 			errs = append(errs, err)
 		}
 	}
-	s.RAM, s.Disks = nil, nil
+	if s.mem != nil {
+		errs = append(errs, s.mem.Close())
+	}
+	s.mem, s.Disks = nil, nil
 	return errors.Join(errs...)
 }
 
+// RAM is the file that the guest's memory is, by address and without the hole
+// below 4 GiB, for another process or a second mapping: nil but for PagesShared
+// and PagesReserved. It stays the state's.
+func (s *State) RAM() *os.File {
+	if s.mem == nil {
+		return nil
+	}
+	return s.mem.File()
+}
+
 func (s *State) files() (out []*os.File) {
-	for _, d := range append([]DiskFiles{{Image: s.RAM}}, s.Disks...) {
+	for _, d := range s.Disks {
 		for _, f := range []*os.File{d.Image, d.Overlay} {
 			if f != nil {
 				out = append(out, f)
@@ -162,7 +175,7 @@ func (m *Machine) Snapshot() (_ *State, err error) {
 		}
 	}
 	borrowed := *s
-	borrowed.RAM = m.mem.File()
+	borrowed.mem = m.mem
 	for _, d := range m.disks {
 		image, overlay := d.Files()
 		borrowed.Disks = append(borrowed.Disks, DiskFiles{image, overlay})
@@ -197,7 +210,7 @@ func duplicate(f *os.File) (*os.File, error) {
 // not opened again. The new machine is paused: Run and Resume set it going, in
 // either order.
 func Restore(cfg Config, s *State) (*Machine, error) {
-	if s.RAM == nil {
+	if s.mem == nil {
 		return nil, errors.New("restore: the state has no RAM, or was restored before")
 	}
 	if len(s.Disks) != len(cfg.Disks) {
@@ -228,7 +241,7 @@ func Restore(cfg Config, s *State) (*Machine, error) {
 // duplicates gives a copy of the state with descriptors of its own.
 func (s *State) duplicates() (*State, error) {
 	own := *s
-	own.RAM, own.Disks = nil, nil
+	own.mem, own.Disks = s.mem.Retain(), nil
 	for _, d := range s.Disks {
 		var df DiskFiles
 		var err error
@@ -240,9 +253,7 @@ func (s *State) duplicates() (*State, error) {
 			return &own, err
 		}
 	}
-	var err error
-	own.RAM, err = duplicate(s.RAM)
-	return &own, err
+	return &own, nil
 }
 
 // restore fills a machine made by create.

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -335,72 +334,8 @@ func TestNothingIsLeft(t *testing.T) {
 	if n := openFiles(t); n != files {
 		t.Errorf("%d open files, %d before", n, files)
 	}
-	maps, err := os.ReadFile("/proc/self/maps")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if strings.Contains(string(maps), "smolvmm-ram") {
+	if ram := guestRAM(t); ram.mappings != 0 {
 		t.Error("guest RAM is still mapped")
-	}
-}
-
-// ramUse gives the resident bytes of guest RAM mappings, from smaps.
-func ramUse(t testing.TB) (rss uint64) {
-	t.Helper()
-	b, err := os.ReadFile("/proc/self/smaps")
-	if err != nil {
-		t.Fatal(err)
-	}
-	in := false
-	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line)
-		switch {
-		case len(f) >= 6:
-			in = strings.Contains(line, "smolvmm-ram")
-		case in && len(f) == 3 && f[0] == "Rss:":
-			kib, err := strconv.ParseUint(f[1], 10, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			rss += kib << 10
-		}
-	}
-	return rss
-}
-
-// TestMemoryIsLazy: 4 GiB cost what the guest touches.
-func TestMemoryIsLazy(t *testing.T) {
-	for _, touch := range []uint64{0, 64} {
-		mode := "hlt"
-		if touch > 0 {
-			mode = fmt.Sprintf("touch=%d", touch)
-		}
-		cfg, out := demoConfig(t, mode)
-		cfg.Memory = 4 << 30
-		m, err := vmm.New(cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(context.Background())
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			m.Run(ctx)
-			out.end()
-		}()
-		if touch > 0 {
-			out.wait(t, `demo: ok touch`, 0)
-		} else {
-			out.wait(t, `demo: `, 0)
-		}
-		rss := ramUse(t)
-		cancel()
-		<-done
-		m.Close()
-		t.Logf("4 GiB guest, %d MiB touched: %d KiB resident", touch, rss>>10)
-		if rss < touch<<20 || rss > touch<<20+4<<20 {
-			t.Errorf("%d MiB touched, %d KiB resident", touch, rss>>10)
-		}
 	}
 }
 
@@ -440,6 +375,9 @@ func TestPauseAndMove(t *testing.T) {
 		t.Run(fmt.Sprintf("%d CPUs", cpus), func(t *testing.T) {
 			cfg, out := demoConfig(t, "count")
 			cfg.CPUs = cpus
+			if cpus > 1 {
+				cfg.Pages = vmm.PagesShared
+			}
 			cfg.Disks = []vmm.Disk{{Path: scratch(t, 16<<20)}}
 			m, err := vmm.New(cfg)
 			if err != nil {

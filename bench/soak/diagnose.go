@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/smolvmm/smolvmm/bench/internal/smaps"
 	"github.com/smolvmm/smolvmm/vmm"
 )
 
@@ -118,11 +119,7 @@ func lookForLeftovers(before leftovers, compare bool) (now leftovers, err error)
 	if now.children != 0 {
 		errs = append(errs, fmt.Errorf("%d processes", now.children))
 	}
-	maps, err := os.ReadFile("/proc/self/maps")
-	if err != nil {
-		return now, err
-	}
-	if bytes.Contains(maps, []byte("smolvmm-ram")) {
+	if _, err := smaps.Read(os.Getpid(), smaps.Smolvmm); err == nil {
 		errs = append(errs, errors.New("guest RAM is still mapped"))
 	}
 	if compare {

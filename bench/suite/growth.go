@@ -82,7 +82,7 @@ func (r *runner) growthPart(ctx context.Context) error {
 // ramOf tells a guest's memory among a monitor's mappings.
 func ramOf(name string) func(smaps.Mapping) bool {
 	if name == figures.Ours {
-		return smaps.Named("memfd:smolvmm-ram")
+		return smaps.Smolvmm
 	}
 	return smaps.Sized(growthMiB << 20)
 }

@@ -278,7 +278,7 @@ func FuzzQueue(f *testing.F) {
 		}
 		if fuzzRAM == nil {
 			var err error
-			if fuzzRAM, err = guestmem.New(ram, guestmem.Options{}); err != nil {
+			if fuzzRAM, err = guestmem.New(ram, guestmem.Transparent); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -293,7 +293,7 @@ func FuzzConfig(f *testing.F) {
 	f.Fuzz(func(t *testing.T, size uint16, desc, avail, used uint64, na, nu uint16, event, indirect bool, most uint32) {
 		if fuzzRAM == nil {
 			var err error
-			if fuzzRAM, err = guestmem.New(ram, guestmem.Options{}); err != nil {
+			if fuzzRAM, err = guestmem.New(ram, guestmem.Transparent); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -30,4 +30,7 @@ func (w Word32) Store(v uint32) { atomic.StoreUint32(w.p, v) }
 
 // Base is the host address at which range i of Ranges is mapped, for
 // KVM_SET_USER_MEMORY_REGION. It is valid until Close.
-func (m *Memory) Base(i int) uintptr { return uintptr(unsafe.Pointer(&m.maps[i][0])) }
+func (m *Memory) Base(i int) uintptr { return addressOf(m.maps[i]) }
+
+// addressOf is where b lies in this process.
+func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))) }

@@ -1,5 +1,5 @@
-// Package guestmem is the guest's RAM: a memfd mapped into the monitor, and the
-// only place where a guest physical address becomes host bytes.
+// Package guestmem is the guest's RAM, mapped into the monitor, and the only place
+// where a guest physical address becomes host bytes.
 //
 // Every access is checked, overflow-safe, against the memory map; an address
 // outside RAM is an *AccessError, never a fault. The package is a leaf: it
@@ -32,7 +32,7 @@ const (
 )
 
 // Range is a run of guest RAM: Size bytes from guest physical address GPA,
-// found in the backing file from Offset.
+// found in the mapping, and in the file where there is one, from Offset.
 type Range struct {
 	GPA    uint64
 	Size   uint64
@@ -69,33 +69,59 @@ func (e *AccessError) Error() string {
 // Unwrap gives ErrOutOfRange.
 func (e *AccessError) Unwrap() error { return ErrOutOfRange }
 
-// Options are what New takes besides the size.
-type Options struct {
-	// HugePages backs RAM with 2 MiB pages of hugetlbfs: the size must then
-	// be a multiple of 2 MiB and the pages must be reserved on the host.
-	HugePages bool
-}
+// Pages is what RAM is made of.
+type Pages int
+
+const (
+	// Transparent is private memory of this process in the host's transparent
+	// huge pages, where it has them: a fault, and an entry of the second
+	// level's tables, for 2 MiB instead of 4 KiB.
+	Transparent Pages = iota
+	// Small is the same in pages of 4 KiB: a guest costs what it touches, to the page.
+	Small
+	// Reserved is a memfd of 2 MiB pages of hugetlbfs, reserved on the host
+	// beforehand. The size must be a multiple of 2 MiB.
+	Reserved
+	// Shared is a memfd, which can be mapped a second time and handed to
+	// another process. It has huge pages where shmem_enabled is always.
+	Shared
+)
+
+const (
+	hugeSize = 2 << 20
+	// smallEnd is where the transparent huge pages begin. What lies below is a
+	// page or two of boot data, and all of the smallest guests.
+	smallEnd = hugeSize
+)
 
 // Memory is the RAM of one guest. Its methods are safe for concurrent use;
 // what the guest does to the same bytes at the same time is the guest's own
 // affair, so callers copy a structure out before they judge it.
 type Memory struct {
-	file    *os.File
+	file    *os.File // nil where RAM is this process's alone
 	ranges  []Range
 	maps    [][]byte
 	size    uint64
-	mapping []byte // one reservation for all ranges, in file order
-	closed  atomic.Bool
+	mapping []byte // one reservation for all ranges, with what is before and behind
+	users   atomic.Int32
 }
 
-// New makes size bytes of RAM in a sealed-size memfd of its own, mapped
-// lazily: a page costs host memory when it is first touched.
-func New(size uint64, opt Options) (*Memory, error) {
-	if err := checkSize(size, opt); err != nil {
+// New makes size bytes of RAM, mapped lazily: a page costs host memory when it is
+// first touched.
+func New(size uint64, pages Pages) (*Memory, error) {
+	if err := checkSize(size, pages); err != nil {
 		return nil, err
 	}
+	if pages == Transparent || pages == Small {
+		m, err := private(size, pages)
+		if !errors.Is(err, unix.ENOMEM) {
+			return m, err
+		}
+		// A host that counts every private page as used (vm.overcommit_memory
+		// 2) may still have room for those that the guest will touch.
+	}
 	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
-	if opt.HugePages {
+	if pages == Reserved {
 		flags |= unix.MFD_HUGETLB | unix.MFD_HUGE_2MB
 	}
 	fd, err := unix.MemfdCreate("smolvmm-ram", flags)
@@ -116,7 +142,7 @@ func New(size uint64, opt Options) (*Memory, error) {
 	m, err := FromFile(f, size)
 	if err != nil {
 		f.Close()
-		if opt.HugePages && errors.Is(err, unix.ENOMEM) {
+		if pages == Reserved && errors.Is(err, unix.ENOMEM) {
 			return nil, fmt.Errorf("guest RAM of %d MiB in huge pages: the host has too few free (see HugePages_Free in /proc/meminfo; raise vm.nr_hugepages): %w", size>>20, err)
 		}
 		return nil, err
@@ -124,10 +150,45 @@ func New(size uint64, opt Options) (*Memory, error) {
 	return m, nil
 }
 
-func checkSize(size uint64, opt Options) error {
+// private makes anonymous RAM between two guards.
+func private(size uint64, pages Pages) (*Memory, error) {
+	// KVM maps a huge page as one where guest and host addresses agree modulo
+	// its size, so there is room to move by as much.
+	all, err := unix.Mmap(-1, 0, int(size+2*hugeSize), unix.PROT_NONE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, fmt.Errorf("guest RAM: mmap of %d bytes: %w", size, err)
+	}
+	skip := hugeSize - uint64(addressOf(all))%hugeSize
+	b := all[skip : skip+size : skip+size]
+	if err := unix.Mprotect(b, unix.PROT_READ|unix.PROT_WRITE); err != nil {
+		return nil, errors.Join(fmt.Errorf("guest RAM: mprotect of %d bytes: %w", size, err), unix.Munmap(all))
+	}
+	// A kernel without huge pages refuses both, and goes on with small ones.
+	small := b
+	if pages == Transparent && size > smallEnd {
+		small = b[:smallEnd]
+		_ = unix.Madvise(b[smallEnd:], unix.MADV_HUGEPAGE)
+	}
+	_ = unix.Madvise(small, unix.MADV_NOHUGEPAGE)
+	return memory(nil, all, b), nil
+}
+
+// memory is RAM in b, a part of the mapping all.
+func memory(f *os.File, all, b []byte) *Memory {
+	// Guest RAM has no place in a core dump of the monitor: it can hold secrets.
+	_ = unix.Madvise(b, unix.MADV_DONTDUMP)
+	m := &Memory{file: f, ranges: Layout(uint64(len(b))), size: uint64(len(b)), mapping: all}
+	for _, r := range m.ranges {
+		m.maps = append(m.maps, b[r.Offset:r.Offset+r.Size:r.Offset+r.Size])
+	}
+	m.users.Store(1)
+	return m
+}
+
+func checkSize(size uint64, pages Pages) error {
 	unit := uint64(PageSize)
-	if opt.HugePages {
-		unit = 2 << 20
+	if pages == Reserved {
+		unit = hugeSize
 	}
 	switch {
 	case size < MinSize || size > MaxSize:
@@ -141,7 +202,7 @@ func checkSize(size uint64, opt Options) error {
 // FromFile maps the size bytes of RAM that f holds from offset 0, laid out by
 // Layout, and takes f over: Close closes it.
 func FromFile(f *os.File, size uint64) (*Memory, error) {
-	if err := checkSize(size, Options{}); err != nil {
+	if err := checkSize(size, Shared); err != nil {
 		return nil, err
 	}
 	st, err := f.Stat()
@@ -161,13 +222,7 @@ func FromFile(f *os.File, size uint64) (*Memory, error) {
 	if err != nil {
 		return nil, fmt.Errorf("guest RAM: mmap of %d bytes: %w", size, err)
 	}
-	// Guest RAM has no place in a core dump of the monitor: it can hold secrets.
-	_ = unix.Madvise(b, unix.MADV_DONTDUMP)
-	m := &Memory{file: f, ranges: Layout(size), size: size, mapping: b}
-	for _, r := range m.ranges {
-		m.maps = append(m.maps, b[r.Offset:r.Offset+r.Size:r.Offset+r.Size])
-	}
-	return m, nil
+	return memory(f, b, b), nil
 }
 
 // onHugePages says whether f lies on hugetlbfs, as a memfd with MFD_HUGETLB does.
@@ -176,18 +231,47 @@ func onHugePages(f *os.File) bool {
 	return unix.Fstatfs(int(f.Fd()), &st) == nil && st.Type == unix.HUGETLBFS_MAGIC
 }
 
-// Close unmaps the memory and closes its file. No slice taken from it may be
-// used afterwards. A second Close does nothing.
-func (m *Memory) Close() error {
-	if m.closed.Swap(true) {
-		return nil
-	}
-	m.maps = nil
-	return errors.Join(unix.Munmap(m.mapping), m.file.Close())
+// Retain gives a second owner of the memory, with a Close to call.
+func (m *Memory) Retain() *Memory {
+	m.users.Add(1)
+	return m
 }
 
-// File is the backing file; it stays owned by the Memory.
+// Close unmaps the memory and closes its file once every owner has called it. No
+// slice taken from it may be used afterwards. One Close too many does nothing.
+func (m *Memory) Close() error {
+	for {
+		n := m.users.Load()
+		if n == 0 {
+			return nil
+		}
+		if !m.users.CompareAndSwap(n, n-1) {
+			continue
+		}
+		if n > 1 {
+			return nil
+		}
+		break
+	}
+	m.maps = nil
+	err := unix.Munmap(m.mapping)
+	if m.file != nil {
+		err = errors.Join(err, m.file.Close())
+	}
+	return err
+}
+
+// File is the file behind RAM, which stays owned by the Memory, or nil.
 func (m *Memory) File() *os.File { return m.file }
+
+// Populate makes the n bytes of RAM from gpa present, which takes less time all
+// at once than a fault for each page. It is a wish: nothing depends on it.
+func (m *Memory) Populate(gpa, n uint64) {
+	start := gpa &^ (PageSize - 1)
+	if b, err := m.Slice(start, n+gpa-start); err == nil {
+		_ = unix.Madvise(b, unix.MADV_POPULATE_WRITE)
+	}
+}
 
 // Size is the amount of RAM in bytes.
 func (m *Memory) Size() uint64 { return m.size }

@@ -33,7 +33,7 @@ func TestLayout(t *testing.T) {
 
 func TestSizesRefused(t *testing.T) {
 	for _, size := range []uint64{0, PageSize, 1<<20 + 1, 64<<30 + PageSize, math.MaxUint64} {
-		if m, err := New(size, Options{}); err == nil {
+		if m, err := New(size, Shared); err == nil {
 			m.Close()
 			t.Errorf("New(%d) took a size it should refuse", size)
 		}
@@ -41,7 +41,7 @@ func TestSizesRefused(t *testing.T) {
 }
 
 func TestSliceBounds(t *testing.T) {
-	m, err := New(HoleStart+1<<20, Options{})
+	m, err := New(HoleStart+1<<20, Shared)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +71,7 @@ func TestSliceBounds(t *testing.T) {
 }
 
 func TestSameFileTwice(t *testing.T) {
-	m, err := New(1<<20, Options{})
+	m, err := New(1<<20, Shared)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func TestSameFileTwice(t *testing.T) {
 }
 
 func TestWord32Alignment(t *testing.T) {
-	m, err := New(1<<20, Options{})
+	m, err := New(1<<20, Shared)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func TestWord32Alignment(t *testing.T) {
 }
 
 func TestCloseTwice(t *testing.T) {
-	m, err := New(1<<20, Options{})
+	m, err := New(1<<20, Shared)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,5 +121,52 @@ func TestCloseTwice(t *testing.T) {
 	}
 	if _, err := m.Slice(0, 1); err == nil {
 		t.Error("a closed Memory still hands out slices")
+	}
+}
+
+// TestPrivate: RAM that is this process's alone lies where KVM can map its huge
+// pages as such, reads as zero, costs nothing before it is touched, and lasts until
+// its last owner has closed it.
+func TestPrivate(t *testing.T) {
+	for _, pages := range []Pages{Transparent, Small} {
+		m, err := New(64<<20+PageSize, pages)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.File() != nil {
+			t.Fatal("private RAM has a file")
+		}
+		if m.Base(0)%hugeSize != 0 {
+			t.Errorf("RAM lies at %#x, no multiple of a huge page", m.Base(0))
+		}
+		if got := resident(t, m); got != 0 {
+			t.Errorf("%d bytes of fresh RAM are resident", got)
+		}
+		m.Populate(8<<20+100, 3*PageSize)
+		least, most := 4*PageSize, 4*PageSize
+		if pages == Transparent {
+			most = hugeSize
+		}
+		if got := resident(t, m); got < least || got > most {
+			t.Errorf("pages %d: %d bytes are resident, want %d to %d", pages, got, least, most)
+		}
+		m.Populate(64<<20, 2*PageSize) // no RAM: nothing happens
+		second := m.Retain()
+		if err := m.WriteAt([]byte{7}, m.Size()-1); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Close(); err != nil {
+			t.Fatal(err)
+		}
+		var b [1]byte
+		if err := second.ReadAt(b[:], second.Size()-1); err != nil || b[0] != 7 {
+			t.Errorf("the second owner reads %d, %v", b[0], err)
+		}
+		if err := errors.Join(second.Close(), second.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := second.Slice(0, 1); err == nil {
+			t.Error("closed by all, and slices are still handed out")
+		}
 	}
 }

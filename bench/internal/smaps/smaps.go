@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -27,6 +28,7 @@ type Mapping struct {
 	anonymous    uint64
 	private      bool // MAP_PRIVATE
 	file         bool // backed by a file
+	undumped     bool // left out of core dumps
 }
 
 // ownDirty is the memory that the process alone keeps from being given back, in bytes. The kernel also calls pages of
@@ -105,6 +107,10 @@ func parse(r io.Reader) ([]Mapping, error) {
 			to = &m.privateDirty
 		case "Anonymous:":
 			to = &m.anonymous
+		case "VmFlags:":
+			// "wf" is the runtime's own state of the kernel's random numbers.
+			m.undumped = slices.Contains(f, "dd") && !slices.Contains(f, "wf")
+			continue
 		default:
 			continue
 		}
@@ -123,6 +129,12 @@ func parse(r io.Reader) ([]Mapping, error) {
 // Named finds guest memory by its mapping's name.
 func Named(part string) func(Mapping) bool {
 	return func(m Mapping) bool { return strings.Contains(m.name, part) }
+}
+
+// Smolvmm finds guest memory of smolvmm's: a memfd, or anonymous memory that is
+// kept out of core dumps, as nothing else of its is.
+func Smolvmm(m Mapping) bool {
+	return strings.Contains(m.name, "memfd:smolvmm-ram") || m.undumped && m.private && !m.file && m.name == ""
 }
 
 // Sized finds guest memory that has no name of its own by its exact size.

@@ -32,6 +32,21 @@ Private_Dirty:        12 kB
 Anonymous:             0 kB
 `
 
+// privateText is smolvmm with private RAM: its first 2 MiB, the rest, and what only looks alike.
+const privateText = `7fdde7e00000-7fdde8000000 rw-p 00000000 00:00 0 
+Rss:                   8 kB
+VmFlags: rd wr mr mw me nr dd 
+7fdde8000000-7fddebe00000 rw-p 00000000 00:00 0 
+Rss:               16384 kB
+VmFlags: rd wr mr mw me nr dd hg 
+7fde4c52b000-7fde4c52c000 rw-p 00000000 00:00 0 
+Rss:                   4 kB
+VmFlags: rd wr mr mw me nr wf dd dp 
+7fde4c52e000-7fde4c532000 r--p 00000000 00:00 0                          [vvar]
+Rss:                  16 kB
+VmFlags: rd mr pf io de dd 
+`
+
 func TestSmaps(t *testing.T) {
 	ms, err := parse(strings.NewReader(smapsText))
 	if err != nil || len(ms) != 5 {
@@ -43,6 +58,16 @@ func TestSmaps(t *testing.T) {
 		if err != nil || *m != want {
 			t.Errorf("by %s: %+v, %v; want %+v", name, m, err, want)
 		}
+	}
+	if m, err := sum(ms, Smolvmm); err != nil || *m != want {
+		t.Errorf("a memfd of smolvmm's: %+v, %v; want %+v", m, err, want)
+	}
+	ms, err = parse(strings.NewReader(privateText))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := sum(ms, Smolvmm); err != nil || m.Guest != (8+16384)<<10 || m.RSS != (4+16)<<10 {
+		t.Errorf("private memory of smolvmm's: %+v, %v", m, err)
 	}
 	if _, err := sum(ms, Sized(1)); err == nil {
 		t.Error("no guest memory, and no error")

@@ -105,7 +105,7 @@ func smolvmmSubject(name, program string, flags ...string) Subject {
 	}
 	return Subject{
 		name: name, ends: true, full: true, must: true, version: version,
-		ram: func(int) func(smaps.Mapping) bool { return smaps.Named("memfd:smolvmm-ram") },
+		ram: func(int) func(smaps.Mapping) bool { return smaps.Smolvmm },
 		argv: func(g Guest) []string {
 			a := append([]string{program, "-kernel", g.kernel, "-m", fmt.Sprint(g.mib)}, flags...)
 			if !slices.Contains(flags, "-net") {

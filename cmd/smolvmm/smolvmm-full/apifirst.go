@@ -34,7 +34,7 @@ func serveFirst(b *cli.BootFlags, argv []string, s cli.Streams, changed func(str
 		spec.Machine.CPUs = &b.CPUs
 	}
 	spec.Options.ACPI = b.ACPI
-	if b.Hugepages {
+	if b.Pages == vmm.PagesReserved {
 		pages := "2M"
 		spec.Machine.HugePages = &pages
 	}
@@ -107,7 +107,13 @@ func bootSpec(b *cli.BootFlags, a *apiServer, spec api.Spec, argv []string, s cl
 	c := *b // a boot that fails may be followed by another
 	m := spec.Machine.Whole()
 	c.Kernel, c.CPUs, c.Memory = spec.Boot.Kernel, *m.CPUs, strconv.FormatUint(*m.MemoryMiB, 10)+"M"
-	c.Hugepages, c.ACPI = *m.HugePages == "2M", spec.Options.ACPI
+	c.ACPI = spec.Options.ACPI
+	switch {
+	case *m.HugePages == "2M":
+		c.Pages = vmm.PagesReserved
+	case c.Pages == vmm.PagesReserved: // the API's user has taken the flag back
+		c.Pages = vmm.PagesTransparent
+	}
 	if spec.Boot.BootArgs != "" {
 		c.Append = spec.Boot.BootArgs
 	}

@@ -92,7 +92,7 @@ func NewDriver(tb testing.TB, dev devices.Virtio, o DriverOptions) *Driver {
 // NewMemory makes guest memory that is closed at the test's end.
 func NewMemory(tb testing.TB, size uint64) *guestmem.Memory {
 	tb.Helper()
-	m, err := guestmem.New(size, guestmem.Options{})
+	m, err := guestmem.New(size, guestmem.Shared)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -46,7 +46,7 @@ func (b *BootFlags) Options() runOptions {
 // the host when it fails; its items are the caller's to wipe.
 // The network's plan is kept for options.
 func (b *BootFlags) Config(argv []string, s Streams) (vmm.Config, error) {
-	cfg := vmm.Config{Cmdline: b.Append, CPUs: b.CPUs, CPU: b.cpu, HugePages: b.Hugepages, ACPI: b.ACPI}
+	cfg := vmm.Config{Cmdline: b.Append, CPUs: b.CPUs, CPU: b.cpu, Pages: b.Pages, ACPI: b.ACPI}
 	var err error
 	if cfg.Memory, err = ParseSize(b.Memory); err != nil {
 		return cfg, err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -11,21 +12,23 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/smolvmm/smolvmm/cmd/smolvmm/internal/network"
+	"github.com/smolvmm/smolvmm/vmm"
 )
 
 // BootFlags are the flags of a boot, as typed.
 type BootFlags struct {
-	Kernel, Memory, Append, Console, cpu, Confine  string
-	vsock                                          string
-	Disks, Initrds, Env, Files, Secrets, Fwcfg     []string
-	CPUs                                           int
-	timeout                                        time.Duration
-	ACPI, Hugepages, trace, Verbose, Help, version bool
-	Net                                            network.Flags
-	Plan                                           *network.Plan // of net, by config
-	API                                            ApiFlags
-	Log                                            *slog.Logger   // nil: config makes one
-	Init                                           map[string]any // fields of smolinit's document, besides those of other flags
+	Kernel, Memory, Append, Console, cpu, Confine string
+	vsock                                         string
+	Disks, Initrds, Env, Files, Secrets, Fwcfg    []string
+	CPUs                                          int
+	timeout                                       time.Duration
+	ACPI, trace, Verbose, Help, version           bool
+	Pages                                         vmm.Pages
+	Net                                           network.Flags
+	Plan                                          *network.Plan // of net, by config
+	API                                           ApiFlags
+	Log                                           *slog.Logger   // nil: config makes one
+	Init                                          map[string]any // fields of smolinit's document, besides those of other flags
 }
 
 // ApiFlags are those of the API, as typed. What they ask for is the full program's.
@@ -95,7 +98,8 @@ func (b *BootFlags) Machine(f *pflag.FlagSet, memory string, timeout time.Durati
 	f.StringVar(&b.Console, "console", "stdio", "`WHERE` COM1 ends: stdio, none, pty, file:PATH[,append] or unix:PATH")
 	f.StringVar(&b.cpu, "cpu", "host", "CPU `TEMPLATE`: host or baseline, features taken away behind commas: host,-smap")
 	f.Var((*Duration)(&b.timeout), "timeout", "end the machine after `TIME`: 30s, 5m")
-	f.BoolVar(&b.Hugepages, "hugepages", false, "RAM from the host's reserved 2 MiB pages")
+	f.Var((*pages)(&b.Pages), "hugepages", "what RAM is made of, `PAGES`: transparent (huge where the host has them), none, reserved")
+	f.Lookup("hugepages").NoOptDefVal = "reserved"
 	f.StringVar(&b.Confine, "confine", "enforce", "seccomp and Landlock, a `MODE`: enforce, log, trap or off")
 	f.BoolVar(&b.trace, "trace", false, "a line on standard error for every exit of the guest")
 	f.StringVar(&b.vsock, "vsock", "", "virtio sockets, `CID,PATH` of the guest and of a Unix socket")
@@ -129,6 +133,22 @@ func (l *list) Set(s string) error { *l = append(*l, s); return nil }
 func (l *list) String() string     { return strings.Join(*l, " ") }
 func (l *list) Type() string       { return "stringArray" }
 
+// pages is a flag's kind of pages, by its name.
+type pages vmm.Pages
+
+var pageNames = []string{vmm.PagesTransparent: "transparent", vmm.PagesSmall: "none", vmm.PagesReserved: "reserved"}
+
+func (p *pages) String() string { return pageNames[*p] }
+func (p *pages) Type() string   { return "pages" }
+func (p *pages) Set(s string) error {
+	i := slices.Index(pageNames, s)
+	if i < 0 {
+		return errors.New("no such pages") // ParseError has the words
+	}
+	*p = pages(i)
+	return nil
+}
+
 // Duration is a flag's length of time: 30s, 1m30s, or seconds without a unit
 // as timeout(1) has them.
 type Duration time.Duration
@@ -149,8 +169,9 @@ func (d *Duration) Set(s string) error {
 
 // valueForms tell what a flag with a parsed value takes.
 var valueForms = map[string]string{
-	"cpus":    "a number from 1 to 32",
-	"timeout": "a length of time like 30s, 5m or 1h30m",
+	"cpus":      "a number from 1 to 32",
+	"timeout":   "a length of time like 30s, 5m or 1h30m",
+	"hugepages": "transparent, none or reserved",
 
 	"ready-timeout": "a length of time like 30s, 5m or 1h30m",
 	"time":          "a length of time like 10s, or seconds",

@@ -97,6 +97,7 @@ func TestBadInput(t *testing.T) {
 		{append(k, "-hostlink", "-p", "80:80"), "did you mean -host-link?"},
 		{append(k, "-console", "tty"), "-console \"tty\": must be stdio, none"},
 		{append(k, "-confine", "maybe"), `-confine "maybe": must be enforce, log, trap or off`},
+		{append(k, "-hugepages=big"), `-hugepages "big": must be transparent, none or reserved`},
 		{append(k, "-disk", ""), `-disk "": no file named`},
 		{append(k, "-disk", "a,rw"), `"rw" is no option: ro, overlay`},
 		{append(k, "-disk", "a,overlay="), `"overlay=" is no option`},

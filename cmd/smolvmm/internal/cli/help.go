@@ -134,7 +134,7 @@ Usage: smolvmm -kernel FILE [-disk FILE]… [flags] [-- COMMAND [ARG]…]
       --metrics-addr ADDR:PORT   metrics for Prometheus, on the loopback
       --log-format text|json, --no-seccomp   the latter is not followed
       --timeout 30s       end the machine after that long
-      --hugepages         RAM from the host's reserved 2 MiB pages
+      --hugepages[=none]  RAM from reserved 2 MiB pages; none: all of 4 KiB
       --acpi              tell of devices by ACPI tables, for a Linux kernel
       --confine MODE      seccomp, Landlock: enforce (default), log, trap, off
       --trace             a line on standard error for every exit of the guest
