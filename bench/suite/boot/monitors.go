@@ -2,6 +2,7 @@ package boot
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -38,9 +39,19 @@ func (s Subject) command(g Guest) []string {
 		g.disk = image
 	}
 	if s.config != nil {
-		_ = os.WriteFile(g.configFile(), s.config(g), 0o644)
+		_ = replace(g.configFile(), s.config(g))
 	}
 	return s.argv(g)
+}
+
+// replace puts b at path in one step: a machine that starts at the same time may be reading what was there.
+func replace(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Close(), os.Rename(f.Name(), path))
 }
 
 // Subject is something to measure: a monitor, or the floor.

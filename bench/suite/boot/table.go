@@ -124,14 +124,6 @@ func cell(i *stats.Interval) string {
 	return i.String()
 }
 
-// The bounds that smolvmm sets itself.
-const (
-	boundOverFloor = 3.0  // ms over the floor, start → first guest instruction
-	boundQEMU      = 0.35 // of QEMU's, the same
-	boundKernel    = 1.0  // of QEMU's, the kernel's first instruction → init
-	boundDirty     = 12.0 // MiB private dirty, a 128 MiB guest
-)
-
 // Goal is a bound and what the runs say of it.
 type Goal struct {
 	What    string         `json:"what"`
@@ -159,14 +151,16 @@ func goals(ts []table, lab bool) (out []Goal) {
 		switch t.Metric {
 		case toMark.name:
 			if t.What == whatTiny && !lab {
-				out = append(out, newGoal(t.What+": start → first guest instruction, over the "+t.Floor, r.Over, boundOverFloor, "ms")...)
-				out = append(out, newGoal(t.What+": start → first guest instruction ÷ QEMU", r.QEMU, boundQEMU, "")...)
+				out = append(out, newGoal(t.What+": start → first guest instruction, over the "+t.Floor, r.Over, goalOverFloor, "ms")...)
+				out = append(out, newGoal(t.What+": start → first guest instruction ÷ QEMU", r.QEMU, goalQEMU, "")...)
 			}
 		case ofKernel.name:
-			out = append(out, newGoal(t.What+": kernel start → init ÷ QEMU", r.QEMU, boundKernel, "")...)
+			out = append(out, newGoal(t.What+": kernel start → init ÷ QEMU", r.QEMU, goalKernelQEMU, "")...)
+		case toInit.name:
+			out = append(out, newGoal(t.What+": process start → init ÷ QEMU", r.QEMU, goalInitQEMU, "")...)
 		case dirty.name:
 			i := stats.Interval{Value: r.Summary.Median, Low: r.Summary.P10, High: r.Summary.P90}
-			out = append(out, newGoal(t.What+": private dirty memory", &i, boundDirty, "MiB")...)
+			out = append(out, newGoal(t.What+": private dirty memory", &i, goalDirty, "MiB")...)
 		}
 	}
 	return out
