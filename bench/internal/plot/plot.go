@@ -20,9 +20,9 @@ const (
 	ticks             = 6 // about as many on an axis
 )
 
-// colours are Okabe and Ito's, which people who see colours differently tell apart.
+// colours are Okabe and Ito's, then some of Tol's, which people who see colours differently tell apart.
 func colours() []string {
-	return []string{"#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#999999"}
+	return []string{"#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#999999", "#882255", "#44AA99", "#DDCC77"}
 }
 
 func colour(i int) string { c := colours(); return c[i%len(c)] }
@@ -100,6 +100,23 @@ func escape(t string) string {
 type axis struct {
 	top, step  float64 // the greatest tick, and between two
 	from, size float64 // coordinates; size may be negative
+	low        float64 // the least tick of a logarithmic axis; 0 for a linear one
+}
+
+// logFrom is how many times the least line the greatest one has to be for a
+// logarithmic axis: on a linear one the least would lie on the other axis.
+const logFrom = 15
+
+// decades are the most that an axis has; what is less lies at its beginning.
+const decades = 7
+
+// logAxis has a tick for each power of ten.
+func logAxis(least, greatest, from, size float64) axis {
+	least = max(least, greatest*math.Pow(10, 1-decades))
+	power := func(v float64, round func(float64) float64) float64 {
+		return math.Pow(10, round(math.Log10(min(max(v, 1e-100), 1e100))))
+	}
+	return axis{top: power(greatest, math.Ceil), from: from, size: size, low: power(least, math.Floor)}
 }
 
 func newAxis(greatest, from, size float64) axis {
@@ -115,12 +132,23 @@ func newAxis(greatest, from, size float64) axis {
 			break
 		}
 	}
-	return axis{math.Ceil(greatest/step) * step, step, from, size}
+	return axis{top: math.Ceil(greatest/step) * step, step: step, from: from, size: size}
 }
 
-func (a axis) at(v float64) float64 { return a.from + min(v/a.top, 1)*a.size }
+func (a axis) at(v float64) float64 {
+	if a.low > 0 {
+		return a.from + max(0, min(math.Log(v/a.low)/math.Log(a.top/a.low), 1))*a.size
+	}
+	return a.from + min(v/a.top, 1)*a.size
+}
 
 func (a axis) ticks() (out []float64) {
+	if a.low > 0 {
+		for v := a.low; v <= a.top*1.0001; v *= 10 {
+			out = append(out, v)
+		}
+		return out
+	}
 	for i := 0; float64(i)*a.step <= a.top*1.0001 && i <= 2*ticks; i++ {
 		out = append(out, float64(i)*a.step)
 	}
@@ -145,23 +173,62 @@ func finite(ls []Line) (out []Line, x, y float64) {
 	return out, x, y
 }
 
-// Lines draws a line for each program, from zero on both axes.
+// Lines draws a line for each program, from zero on both axes unless the lines
+// lie far apart.
 func Lines(title, xName, yName string, ls []Line) []byte {
-	ls, x, y := finite(ls)
+	ls, xMax, yMax := finite(ls)
+	x, y := newAxis(xMax, across, acrossSize), newAxis(yMax, up, upSize)
+	if apart(ls, 1) {
+		y, yName = logAxis(lowest(ls, 1), yMax, up, upSize), yName+", logarithmic"
+	}
 	return lines(title, xName, yName, ls, x, y)
 }
 
 // CDF draws distributions: how large a part of the runs took at most so much.
 func CDF(title, unit string, ls []Line) []byte {
-	ls, x, _ := finite(ls)
-	return lines(title, unit, "part of the runs", ls, x, 1)
+	ls, xMax, _ := finite(ls)
+	x, y := newAxis(xMax, across, acrossSize), newAxis(1, up, upSize)
+	if apart(ls, 0) {
+		x, unit = logAxis(lowest(ls, 0), xMax, across, acrossSize), unit+", logarithmic"
+	}
+	return lines(title, unit, "part of the runs", ls, x, y)
 }
 
-func lines(title, xName, yName string, ls []Line, xMax, yMax float64) []byte {
+// apart says that the middles of lines lie too far apart, along one of the axes, for
+// a linear one.
+func apart(ls []Line, along int) bool {
+	least, greatest := math.Inf(1), 0.0
+	for _, l := range ls {
+		if len(l.Points) > 0 {
+			m := l.Points[len(l.Points)/2][along]
+			least, greatest = min(least, m), max(greatest, m)
+		}
+	}
+	return least > 0 && greatest > logFrom*least
+}
+
+// lowest is the least value above zero along one of the axes.
+func lowest(ls []Line, along int) float64 {
+	least := math.Inf(1)
+	for _, l := range ls {
+		for _, p := range l.Points {
+			if p[along] > 0 {
+				least = min(least, p[along])
+			}
+		}
+	}
+	return least
+}
+
+// Where axes begin, and how long they are.
+const (
+	across, acrossSize = left, width - left - right
+	up, upSize         = height - bottom, -(height - top - bottom)
+)
+
+func lines(title, xName, yName string, ls []Line, x, y axis) []byte {
 	h := height + legendLine*float64(len(ls))
 	s := begin(width, h, title)
-	x := newAxis(xMax, left, width-left-right)
-	y := newAxis(yMax, height-bottom, -(height - top - bottom))
 	for _, v := range x.ticks() {
 		s.line(x.at(v), top, x.at(v), height-bottom, "#dddddd")
 		s.text(x.at(v), height-bottom+16, "middle", label(v))

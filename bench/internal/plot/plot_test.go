@@ -55,6 +55,8 @@ func TestPlots(t *testing.T) {
 		}), map[string]int{"rect": 1 + 6 + 5, "svg": 1}, []string{odd, "exec to main", "kernel: 40 ms", "other"}},
 		{"cdf", CDF("start", "ms", []Line{{"smolvmm", Distribution([]float64{3, 1, 2})}, {"QEMU", Distribution([]float64{30, 10, 20})}}),
 			map[string]int{"polyline": 2, "rect": 3}, []string{"smolvmm", "QEMU", "part of the runs", "30"}},
+		{"apart", CDF("start", "ms", []Line{{"smolvmm", Distribution([]float64{3, 4, 0})}, {"gokvm", Distribution([]float64{130, 410, 120})}}),
+			map[string]int{"polyline": 2}, []string{"ms, logarithmic", "1000"}},
 		{"lines", Lines("density", "machines", "MiB", []Line{{"smolvmm", [][2]float64{{1, 5}, {50, 260}, {100, 530}, {math.Inf(1), 1}}}}),
 			map[string]int{"polyline": 1}, []string{"machines", "MiB", "100", "600"}},
 		{"empty", Lines("nothing", "x", "y", nil), map[string]int{"polyline": 0}, []string{"nothing"}},
@@ -80,7 +82,7 @@ func TestPlots(t *testing.T) {
 					t.Errorf("no %q", want)
 				}
 			}
-			if c.count["svg"] == 0 && c.name != "cdf" && c.name != "lines" {
+			if c.count["svg"] == 0 && c.name != "cdf" && c.name != "lines" && c.name != "apart" {
 				return
 			}
 			golden := filepath.Join("testdata", c.name+".svg")
@@ -123,5 +125,20 @@ func TestAxis(t *testing.T) {
 		if a.at(a.top) != 100 || a.top < greatest {
 			t.Errorf("%v: the axis ends at %v", greatest, a.top)
 		}
+	}
+}
+
+func TestLogAxis(t *testing.T) {
+	a := logAxis(3, 410, 0, 100)
+	if got := a.ticks(); !slices.Equal(got, []float64{1, 10, 100, 1000}) {
+		t.Error(got)
+	}
+	for v, want := range map[float64]float64{0: 0, 0.5: 0, 1: 0, 1000: 100, 1e9: 100} {
+		if got := a.at(v); math.Abs(got-want) > 1e-9 {
+			t.Errorf("%v lies at %v, want %v", v, got, want)
+		}
+	}
+	if at := a.at(math.Sqrt(1000)); math.Abs(at-50) > 1e-9 {
+		t.Errorf("the middle lies at %v", at)
 	}
 }
