@@ -40,7 +40,8 @@ func shell(name, script string) Subject {
 
 func TestCrowd(t *testing.T) {
 	told := 0
-	d, err := Crowd(t.Context(), shell("good", `printf 'hello\002'; exec sleep 60`), "k", 64, 12, 2, func(_ string, done, total int) { told = 100*done + total })
+	good := Subject{name: "good", argv: func(Guest) []string { return waiting(t) }}
+	d, err := Crowd(t.Context(), good, "k", 64, 12, 2, func(_ string, done, total int) { told = 100*done + total })
 	if err != nil || len(d.Starts) != 12 || len(d.Done) != 12 || d.Stopped != "" || told != 1212 {
 		t.Fatalf("%+v, %v", d, err)
 	}

@@ -15,14 +15,19 @@ import (
 
 func sh(script string) []string { return []string{"/bin/sh", "-c", script} }
 
-func TestStart(t *testing.T) {
-	any := func(smaps.Mapping) bool { return true }
-	// A program that prints the mark itself and lives on: one that a shell becomes behind
-	// the mark has no memory for a moment.
+// waiting is a program that prints the mark itself and lives on: one that a shell
+// becomes behind the mark has no memory for a moment.
+func waiting(t *testing.T) []string {
+	t.Helper()
 	marked := filepath.Join(t.TempDir(), "marked")
 	if err := os.WriteFile(marked, []byte("noise\n\002"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return []string{"tail", "-n", "+1", "-f", marked}
+}
+
+func TestStart(t *testing.T) {
+	any := func(smaps.Mapping) bool { return true }
 	for _, c := range []struct {
 		name  string
 		l     Launch
@@ -31,7 +36,7 @@ func TestStart(t *testing.T) {
 	}{
 		{
 			name: "the mark ends it, and what runs on is killed",
-			l:    Launch{argv: []string{"tail", "-n", "+1", "-f", marked}, ram: any},
+			l:    Launch{argv: waiting(t), ram: any},
 			check: func(s Sample) bool {
 				return s.Mark > 0 && s.Until == 0 && s.End == 0 && s.Memory != nil && s.Memory.Guest > 0
 			},
@@ -59,7 +64,7 @@ func TestStart(t *testing.T) {
 		{name: "no line", l: Launch{argv: sh(`printf '\002'`), until: "INIT:"}, err: "ended before"},
 		{name: "a flood", l: Launch{argv: sh(`yes`)}, err: "mebibyte"},
 		{name: "not there", l: Launch{argv: []string{"/nonexistent"}}, err: "no such file"},
-		{name: "guest memory not found", l: Launch{argv: sh(`printf '\002'; exec sleep 60`), ram: smaps.Named("no such mapping")}, err: "not among"},
+		{name: "guest memory not found", l: Launch{argv: waiting(t), ram: smaps.Named("no such mapping")}, err: "not among"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.l.limit = 20 * time.Second
