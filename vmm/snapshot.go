@@ -207,8 +207,8 @@ func duplicate(f *os.File) (*os.File, error) {
 // Restore builds a machine from a state and takes its files over; where it fails
 // the state is whole and can be tried again. The configuration is the one the
 // state was taken under; its kernel, command line, modules and disk paths are
-// not opened again. The new machine is paused: Run and Resume set it going, in
-// either order.
+// not opened again, and its memory is the state's, of whatever pages. The new
+// machine is paused: Run and Resume set it going, in either order.
 func Restore(cfg Config, s *State) (*Machine, error) {
 	if s.mem == nil {
 		return nil, errors.New("restore: the state has no RAM, or was restored before")
