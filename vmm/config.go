@@ -31,7 +31,7 @@ const (
 // Pages is what a guest's RAM is made of.
 type Pages = guestmem.Pages
 
-// The kinds of pages. Only RAM of the latter two is a file that State.RAM gives.
+// The kinds of pages. RAM of the latter two is always a file, which State.RAM gives.
 const (
 	PagesTransparent = guestmem.Transparent // the host's transparent huge pages, where it has them
 	PagesSmall       = guestmem.Small       // 4 KiB

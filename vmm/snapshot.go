@@ -48,8 +48,8 @@ func (s *State) Close() error {
 }
 
 // RAM is the file that the guest's memory is, by address and without the hole
-// below 4 GiB, for another process or a second mapping: nil but for PagesShared
-// and PagesReserved. It stays the state's.
+// below 4 GiB, for another process or a second mapping. It stays the state's. With
+// PagesTransparent and PagesSmall it is nil, unless the host refused private memory.
 func (s *State) RAM() *os.File {
 	if s.mem == nil {
 		return nil

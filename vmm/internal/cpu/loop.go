@@ -97,10 +97,13 @@ func (v *VCPU) Run() Stop {
 	for freed := false; ; {
 		switch errno := v.K.Run(freed); errno {
 		case 0:
+			// Behind a device's register (an interrupt's acknowledgement) the guest
+			// asks for more without an exit, and the device's goroutine has to find a
+			// processor; between accesses to ports (the console) it is back at once.
+			freed = v.K.Reason() == kvm.ExitMMIO
 			if s, done := v.serve(); done {
 				return s
 			}
-			freed = v.leaves()
 		case unix.EINTR:
 			v.Counters.Interrupted.Add(1)
 			// KVM has completed the last exit before it looked at
@@ -114,19 +117,6 @@ func (v *VCPU) Run() Stop {
 			return v.stop(StopHostError, "KVM_RUN: "+errno.Error())
 		}
 	}
-}
-
-// leaves says whether the guest, after the exit that was just served, asks for more
-// without another one soon: a device's goroutine then has to find a processor of the
-// scheduler's. So it is behind a device's register, but not where a driver has read
-// that there is an interrupt to acknowledge, and not between accesses to ports (the
-// console), after which it is back at once.
-func (v *VCPU) leaves() bool {
-	if v.K.Reason() != kvm.ExitMMIO {
-		return false
-	}
-	_, data, write := v.K.MMIO()
-	return write || len(data) == 0 || data[0] == 0
 }
 
 // obey waits while parked and says what is wanted next.
